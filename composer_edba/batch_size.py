@@ -1,0 +1,267 @@
+"""Rules that turn what the selection saw into the size of the next pools. Plain Python, no torch.
+
+The paper says that the batch size follows "margin-based loss statistics" between 10 and 1000, small while the loss is
+high and large near the end, and gives no rule. These are ours:
+
+* :class:`MarginPolicy` (``"margin"``): if the gradient metric of margin zero lies below everything the candidates
+  reach, for long, the batch grows, since the mean of more samples has a smaller norm; if above, it shrinks.
+* :class:`NoiseScalePolicy` (``"noise_scale"``): the batch follows the gradient noise scale tr Σ / |G|² (McCandlish et
+  al. 2018), estimated without bias from the same inner products.
+* :class:`FixedPolicy` (``"fixed"``): the batch keeps its size.
+
+All see one :class:`Observation` a step, keep the size within bounds, and do not flap: a change needs a full window of
+evidence, is followed by a cooldown in which the window fills anew, and turning back takes more than going on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+__all__ = [
+    "BatchSizePolicy",
+    "FixedPolicy",
+    "MarginPolicy",
+    "NoiseScalePolicy",
+    "Observation",
+    "PolicyName",
+    "make_policy",
+]
+
+PolicyName = Literal["margin", "noise_scale", "fixed"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one step's selection tells about the batch size.
+
+    Attributes:
+        pool_size: B, the samples the figures are from, of all ranks.
+        margin: equation 1 for the chosen subset, >= 0, may be infinite.
+        wanted: gradient metric of margin zero.
+        reach: smallest and largest gradient metric among the candidates.
+        mean_square_norm: (1/B) Σ ‖g_i‖².
+        pool_square_norm: ‖(1/B) Σ g_i‖².
+    """
+
+    pool_size: int
+    margin: float
+    wanted: float
+    reach: tuple[float, float]
+    mean_square_norm: float
+    pool_square_norm: float
+
+
+class BatchSizePolicy(Protocol):
+    """A rule for the batch size; ``size`` is the current one, in samples a rank."""
+
+    size: int
+
+    def update(self, observation: Observation) -> int:
+        """Take in one step and return the size for the next pools."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rule's memory, as plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the memory that :meth:`state_dict` gave."""
+
+
+class FixedPolicy:
+    """The batch keeps the size it has."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def update(self, observation: Observation) -> int:
+        """Return the size unchanged."""
+        return self.size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the size is the loader's own."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep the loader's size."""
+
+
+class _WindowedPolicy:
+    """What the adaptive rules share: bounds, a window of evidence, and a cooldown after each change."""
+
+    def __init__(self, size: int, minimum: int, maximum: int, window: int, cooldown: int):
+        self.size = min(max(size, minimum), maximum)
+        self.minimum, self.maximum = minimum, maximum
+        self.cooldown = cooldown
+        self._window: deque[Any] = deque(maxlen=window)
+        self._rest = 0
+
+    def update(self, observation: Observation) -> int:
+        """Take in one step and return the size for the next pools."""
+        if self._rest > 0:  # pools that were drawn before the change, and averages that have not settled
+            self._rest -= 1
+            return self.size
+        self._window.append(self._evidence(observation))
+        if len(self._window) == self._window.maxlen:
+            proposed = min(max(self._propose(), self.minimum), self.maximum)
+            if proposed != self.size:
+                self._changed(proposed)
+                self.size = proposed
+                self._window.clear()
+                self._rest = self.cooldown
+        return self.size
+
+    def _evidence(self, observation: Observation) -> Any:
+        """What of a step goes into the window."""
+        raise NotImplementedError
+
+    def _propose(self) -> int:
+        """The size that a full window speaks for; bounds are the caller's."""
+        raise NotImplementedError
+
+    def _changed(self, proposed: int) -> None:
+        """Called before the size changes."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Size, window and what is left of the cooldown, as plain values."""
+        return {"size": self.size, "window": list(self._window), "rest": self._rest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave; a size outside of the present bounds is moved into them."""
+        self.size = min(max(state["size"], self.minimum), self.maximum)
+        self._window = deque(state["window"], maxlen=self._window.maxlen)
+        self._rest = state["rest"]
+
+
+class MarginPolicy(_WindowedPolicy):
+    """Grow when the wanted gradient metric stays below what the candidates reach, shrink when it stays above.
+
+    Each step casts a vote: 0 if the wanted metric lies within the candidates' reach, else its margin, capped at 1,
+    positive if it lies below the reach (a larger batch is wanted) and negative if above. The pressure is the mean vote
+    of the window. Beyond ``threshold`` the size is multiplied or divided by ``factor``; turning round needs the
+    pressure to exceed ``threshold + hysteresis``.
+
+    Args:
+        size: first size.
+        minimum: smallest size.
+        maximum: largest size.
+        window: votes that a decision needs. Default 20.
+        cooldown: steps after a change in which no votes are taken. Default 10.
+        threshold: pressure that changes the size, in (0, 1). Default 0.3.
+        hysteresis: pressure needed beyond ``threshold`` to reverse the direction of the last change. Default 0.3.
+        factor: by how much a change multiplies or divides, > 1. Default 1.5.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        minimum: int,
+        maximum: int,
+        *,
+        window: int = 20,
+        cooldown: int = 10,
+        threshold: float = 0.3,
+        hysteresis: float = 0.3,
+        factor: float = 1.5,
+    ):
+        super().__init__(size, minimum, maximum, window, cooldown)
+        self.threshold, self.hysteresis, self.factor = threshold, hysteresis, factor
+        self._direction = 0  # of the last change: 1 grew, -1 shrank
+
+    def _evidence(self, observation: Observation) -> float:
+        low, high = observation.reach
+        vote = min(observation.margin, 1.0)
+        if observation.wanted < low:
+            return vote
+        return -vote if observation.wanted > high else 0.0
+
+    def _propose(self) -> int:
+        pressure = sum(self._window) / len(self._window)
+        direction = 1 if pressure > 0 else -1
+        needed = self.threshold + (self.hysteresis if direction == -self._direction else 0.0)
+        if abs(pressure) <= needed:
+            return self.size
+        # At least one sample: small sizes would stay put by rounding.
+        if direction > 0:
+            return max(self.size + 1, round(self.size * self.factor))
+        return min(self.size - 1, round(self.size / self.factor))
+
+    def _changed(self, proposed: int) -> None:
+        self._direction = 1 if proposed > self.size else -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the base's, and the direction of the last change."""
+        return {**super().state_dict(), "direction": self._direction}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        super().load_state_dict(state)
+        self._direction = state["direction"]
+
+
+class NoiseScalePolicy(_WindowedPolicy):
+    """Follow the gradient noise scale tr Σ / |G|², the batch size beyond which more samples add little.
+
+    With s = (1/B) Σ ‖g_i‖² and p = ‖(1/B) Σ g_i‖², unbiased estimates are |G|² ≈ (B p - s) / (B - 1) and
+    tr Σ ≈ (s - p) B / (B - 1) (McCandlish et al. 2018, appendix A). Both are averaged over the window before the
+    division, whose result would be biased otherwise. Only the last layer's gradients go in. The size changes when the
+    noise scale is off by more than ``tolerance``, and by at most ``factor`` at once.
+
+    Args:
+        size: first size.
+        minimum: smallest size.
+        maximum: largest size.
+        ranks: number of ranks that share a pool; the noise scale is divided among them. Default 1.
+        window: steps that a decision needs. Default 50.
+        cooldown: steps after a change that are left out. Default 10.
+        tolerance: ratio of noise scale to size within which the size stays, > 1. Default 1.5.
+        factor: largest change at once, >= tolerance. Default 2.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        minimum: int,
+        maximum: int,
+        *,
+        ranks: int = 1,
+        window: int = 50,
+        cooldown: int = 10,
+        tolerance: float = 1.5,
+        factor: float = 2.0,
+    ):
+        super().__init__(size, minimum, maximum, window, cooldown)
+        self.ranks, self.tolerance, self.factor = ranks, tolerance, factor
+
+    def _evidence(self, observation: Observation) -> list[float]:
+        pool, mean_square, pool_square = (
+            observation.pool_size,
+            observation.mean_square_norm,
+            observation.pool_square_norm,
+        )
+        if pool < 2:
+            return [0.0, 0.0]
+        return [
+            (mean_square - pool_square) * pool / (pool - 1),
+            (pool * pool_square - mean_square) / (pool - 1),
+        ]
+
+    def _propose(self) -> int:
+        variance = sum(evidence[0] for evidence in self._window)
+        signal = sum(evidence[1] for evidence in self._window)
+        if signal > 0:
+            ratio = variance / signal / self.ranks / self.size
+        else:  # noise drowns the gradient, and no size is large enough; or there is no gradient at all
+            ratio = float("inf") if variance > 0 else 1.0
+        if 1 / self.tolerance <= ratio <= self.tolerance:
+            return self.size
+        return round(self.size * min(max(ratio, 1 / self.factor), self.factor))
+
+
+def make_policy(name: PolicyName, size: int, minimum: int, maximum: int, ranks: int = 1) -> BatchSizePolicy:
+    """The policy ``name`` with its default constants."""
+    if name == "margin":
+        return MarginPolicy(size, minimum, maximum)
+    if name == "noise_scale":
+        return NoiseScalePolicy(size, minimum, maximum, ranks=ranks)
+    return FixedPolicy(size)

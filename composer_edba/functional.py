@@ -1,0 +1,294 @@
+"""The mathematics of EDBA: last-layer gradient norms of subsets, equation 1, and the choice of a subset.
+
+Pure torch, no state and no framework. Source of the method: Simionescu and Stoica, "Efficient Dynamic Batch
+Adaptation", AAAI-23 student abstract; what the paper leaves open is said where it is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from composer_edba.candidates import SubsetSizeLaw, draw_candidates
+
+__all__ = [
+    "Averages",
+    "Criterion",
+    "Selection",
+    "SubsetSizeLaw",
+    "gradient_inner_products",
+    "margin_loss",
+    "prefix_gradient_norms",
+    "select_subset",
+    "subset_gradient_norms",
+]
+
+Criterion = Literal["margin", "random"]
+
+# Floats that one block of the inner products between positions may hold (256 MiB in float32).
+_BLOCK_FLOATS = 2**26
+
+
+@dataclass(frozen=True)
+class Averages:
+    """The exponential running averages of equation 1.
+
+    Attributes:
+        model: M̄, the average of the pools' mean losses.
+        gradient: Ḡ, the average of the chosen subsets' gradient metrics.
+    """
+
+    model: float
+    gradient: float
+
+    def updated(self, model_metric: float, gradient_metric: float, decay: float) -> Averages:
+        """The averages after one more step: ``decay * old + (1 - decay) * new``."""
+        return Averages(
+            decay * self.model + (1 - decay) * model_metric,
+            decay * self.gradient + (1 - decay) * gradient_metric,
+        )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen subset of a pool and the figures behind the choice.
+
+    Attributes:
+        indices: positions of the chosen samples in the pool, int64, ascending, on the CPU.
+        model_metric: M, the mean loss of the pool.
+        gradient_metric: G(S*), the norm of the chosen subset's mean last-layer gradient.
+        margin: equation 1 for the chosen subset; 0 on the first step, when both averages start at these metrics.
+        signed_margin: the same without the absolute value, (M - M̄) / (G - Ḡ) - 1.
+        wanted: the gradient metric of margin zero, Ḡ + (M - M̄).
+        reach: smallest and largest gradient metric among the candidates.
+        mean_square_norm: mean of the samples' squared gradient norms, (1/B) Σ ‖g_i‖².
+        pool_gradient_metric: G of the whole pool.
+        finite: False if the loss or a gradient was NaN or infinite; then the whole pool is chosen.
+    """
+
+    indices: Tensor
+    model_metric: float
+    gradient_metric: float
+    margin: float
+    signed_margin: float
+    wanted: float
+    reach: tuple[float, float]
+    mean_square_norm: float
+    pool_gradient_metric: float
+    finite: bool
+
+
+def gradient_inner_products(inputs: Tensor, output_grads: Tensor, bias: bool = True) -> Tensor:
+    """Inner products of the samples' last-layer gradients, without ever forming those gradients.
+
+    With last-layer input h and loss gradient d by the layer's output, sample i has the gradient
+    g_i = d_i ⊗ [h_i, 1], so ⟨g_i, g_j⟩ = (d_i · d_j)(h_i · h_j + 1). A layer applied at T positions (tokens,
+    pixels) has g_i = Σ_t d_it ⊗ [h_it, 1], and the same product is summed over pairs of positions.
+
+    Args:
+        inputs: h, the last layer's inputs, (B, F) or (B, T..., F).
+        output_grads: d, each sample's own loss derived by the last layer's output, (B, C) or (B, T..., C).
+        bias: whether the layer has a bias; without one the ``+ 1`` falls away.
+
+    Returns:
+        (B, B), symmetric, positive semidefinite up to rounding; float64 if both arguments are, else float32.
+
+    Raises:
+        ValueError: if the shapes of the two do not belong to the same samples and positions.
+    """
+    if inputs.ndim < 2 or inputs.shape[:-1] != output_grads.shape[:-1]:
+        raise ValueError(
+            f"inputs has shape {tuple(inputs.shape)} and output_grads {tuple(output_grads.shape)}: both need the same "
+            "leading dimensions, (B, F) with (B, C) or (B, T..., F) with (B, T..., C)"
+        )
+    double = inputs.dtype == output_grads.dtype == torch.float64
+    dtype = torch.float64 if double else torch.float32
+    # Autocast would take these products down to half precision; the norms need float32.
+    with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+        h, d = inputs.detach().to(dtype), output_grads.detach().to(dtype)
+        if h.ndim == 2:
+            products = h @ h.T
+            return products.add_(1).mul_(d @ d.T) if bias else products.mul_(d @ d.T)
+        return _inner_products_over_positions(h.flatten(1, -2), d.flatten(1, -2), bias)
+
+
+def _inner_products_over_positions(h: Tensor, d: Tensor, bias: bool) -> Tensor:
+    """⟨g_i, g_j⟩ for h (B, T, F) and d (B, T, C), by whichever of the two orders of summation is cheaper."""
+    batch, positions, features = h.shape
+    classes = d.shape[-1]
+    pairwise = (batch * positions) ** 2 * (features + classes)
+    materialised = batch * classes * (features + 1) * (positions + batch)
+    if materialised <= pairwise:
+        # (B, C F): as large as the gradients themselves, but every pair of positions is already summed.
+        gradients = torch.einsum("btc,btf->bcf", d, h).flatten(1)
+        products = gradients @ gradients.T
+        if bias:
+            bias_gradients = d.sum(1)
+            products += bias_gradients @ bias_gradients.T
+        return products
+    products = h.new_empty(batch, batch)
+    rows = max(1, _BLOCK_FLOATS // max(1, positions * batch * positions))
+    flat_h, flat_d = h.flatten(0, 1), d.flatten(0, 1)
+    for start in range(0, batch, rows):
+        block_h, block_d = h[start : start + rows].flatten(0, 1), d[start : start + rows].flatten(0, 1)
+        block = block_h @ flat_h.T
+        if bias:
+            block += 1
+        block *= block_d @ flat_d.T
+        products[start : start + rows] = block.view(-1, positions, batch, positions).sum((1, 3))
+    return products
+
+
+def subset_gradient_norms(inner_products: Tensor, masks: Tensor) -> Tensor:
+    """Gradient metrics G(S) = ‖(1/|S|) Σ_{i∈S} g_i‖₂ of subsets given as masks.
+
+    Args:
+        inner_products: ⟨g_i, g_j⟩, (B, B).
+        masks: K subsets, bool (K, B); each needs at least one member.
+
+    Returns:
+        (K,), in the dtype of ``inner_products``. An empty subset gives NaN.
+    """
+    members = masks.to(inner_products.dtype)
+    squares = ((members @ inner_products) * members).sum(1, dtype=torch.float64)
+    return (squares.clamp_min(0).sqrt() / members.sum(1, dtype=torch.float64)).to(inner_products.dtype)
+
+
+def prefix_gradient_norms(inner_products: Tensor, permutations: Tensor) -> Tensor:
+    """Gradient metrics of all prefixes of permutations: column n is that of the first n + 1 samples.
+
+    A prefix of a uniformly random permutation is a uniformly random subset of its size, so one permutation gives as
+    many candidates as it has entries, for O(B²) in all: ‖Σ_{i≤n} g_i‖² grows by ‖g_n‖² + 2 Σ_{m<n} ⟨g_n, g_m⟩.
+
+    Args:
+        inner_products: ⟨g_i, g_j⟩, (B, B).
+        permutations: P orders of distinct samples, int64 (P, N) with N <= B.
+
+    Returns:
+        (P, N), in the dtype of ``inner_products``.
+    """
+    permuted = inner_products[permutations.unsqueeze(2), permutations.unsqueeze(1)]
+    # Float64 sums: the terms of the squared norm of a small mean gradient cancel.
+    before = permuted.tril(-1).sum(2, dtype=torch.float64)
+    own = permuted.diagonal(dim1=1, dim2=2).double()
+    squares = (own + 2 * before).cumsum(1)
+    sizes = torch.arange(1, permutations.shape[1] + 1, device=squares.device, dtype=torch.float64)
+    return (squares.clamp_min(0).sqrt() / sizes).to(inner_products.dtype)
+
+
+def margin_loss(
+    model_metric: Tensor | float, gradient_metric: Tensor, model_average: float, gradient_average: float
+) -> Tensor:
+    """Equation 1: |(M - M̄) / (G - Ḡ) - 1|.
+
+    A zero denominator gives an infinite margin, unless the numerator is zero too: then the point lies on the line of
+    slope 1 through the averages, and the margin is 0. (The paper does not say.)
+
+    Args:
+        model_metric: M, the mean loss of the pool, a number or a tensor that broadcasts.
+        gradient_metric: G, the gradient metrics of the candidates, any shape.
+        model_average: M̄.
+        gradient_average: Ḡ.
+
+    Returns:
+        Margins >= 0, in the shape of ``gradient_metric``.
+    """
+    return _signed_margin(model_metric, gradient_metric, model_average, gradient_average).abs()
+
+
+def _signed_margin(
+    model_metric: Tensor | float, gradient_metric: Tensor, model_average: float, gradient_average: float
+) -> Tensor:
+    rise = torch.as_tensor(model_metric, dtype=gradient_metric.dtype, device=gradient_metric.device) - model_average
+    run = gradient_metric - gradient_average
+    return torch.where((rise == 0) & (run == 0), torch.zeros_like(run), rise / run - 1)
+
+
+def select_subset(
+    inner_products: Tensor,
+    model_metric: Tensor | float,
+    averages: Averages | None,
+    *,
+    num_candidates: int = 1024,
+    min_subset_size: int = 10,
+    generator: torch.Generator | None = None,
+    criterion: Criterion = "margin",
+    subset_size_law: SubsetSizeLaw = "uniform",
+    size_multiple: int = 1,
+    group_sizes: Sequence[int] | None = None,
+) -> Selection:
+    """Choose the candidate subset of least margin from a pool.
+
+    On a GPU this waits for the device once; the permutations come from the CPU.
+
+    Args:
+        inner_products: ⟨g_i, g_j⟩ of the pool, (B, B).
+        model_metric: M, the mean loss of the pool.
+        averages: M̄ and Ḡ; None on the first step, which takes the whole pool.
+        num_candidates: least number of candidate subsets. Default 1024.
+        min_subset_size: smallest size of a candidate; a pool of at most this size is taken whole. Default 10.
+        generator: CPU generator that the candidates are drawn from; None: torch's global stream.
+        criterion: ``"margin"`` (equation 1), or ``"random"``, the control: the size is that of the margin's choice,
+            the members are drawn anew.
+        subset_size_law: how the candidates' sizes are drawn, see :mod:`composer_edba.candidates`.
+        size_multiple: sizes are multiples of this where the pool allows it. Default 1.
+        group_sizes: sizes of the parts of the pool held by each rank, in order; a candidate then takes equally many
+            from each part, and sizes count per part. None: one part.
+
+    Returns:
+        The :class:`Selection`.
+    """
+    pool_size = inner_products.shape[0]
+    groups = [pool_size] if group_sizes is None else list(group_sizes)
+    everything = torch.arange(pool_size)
+    mean_square_norm = inner_products.diagonal().mean(dtype=torch.float64)
+    pool_square = inner_products.mean(dtype=torch.float64).clamp_min(0)
+    common = torch.stack(
+        [
+            torch.as_tensor(model_metric, dtype=pool_square.dtype, device=pool_square.device),
+            mean_square_norm,
+            pool_square.sqrt(),
+            # A sum is finite only if every term is.
+            inner_products.sum(dtype=torch.float64),
+        ]
+    )
+
+    if averages is None:
+        model, square, pool, total = common.tolist()
+        finite = _all_finite(model, total)
+        return Selection(everything, model, pool, 0.0, 0.0, pool, (pool, pool), square, pool, finite)
+
+    candidates = draw_candidates(
+        groups, num_candidates, min_subset_size, subset_size_law, size_multiple, generator=generator
+    )
+    if candidates is None:  # too small a pool: it is the only candidate
+        norms = pool_square.sqrt().reshape(1)
+    elif candidates.as_prefixes:
+        columns = candidates.prefix_columns.to(inner_products.device)
+        norms = prefix_gradient_norms(inner_products, candidates.orders.to(inner_products.device))[:, columns].flatten()
+    else:
+        norms = subset_gradient_norms(inner_products, candidates.masks().to(inner_products.device))
+    signed = _signed_margin(model_metric, norms.double(), averages.model, averages.gradient)
+    best = signed.abs().argmin()
+    figures = torch.stack([best.double(), signed[best], norms[best].double(), norms.min().double(), norms.max()])
+    model, square, pool, total, best_at, margin, norm, low, high = torch.cat([common, figures]).tolist()
+
+    wanted = averages.gradient + model - averages.model
+    if not _all_finite(model, total):
+        return Selection(everything, model, pool, margin, margin, wanted, (low, high), square, pool, False)
+    indices = everything if candidates is None else candidates.members(int(best_at))
+    if criterion == "random" and candidates is not None:
+        indices = candidates.redraw(int(best_at), generator)
+        members = indices.to(inner_products.device)
+        chosen = inner_products[members][:, members].mean(dtype=torch.float64).clamp_min(0).sqrt()
+        margin_tensor = _signed_margin(model, chosen, averages.model, averages.gradient)
+        norm, margin = torch.stack([chosen, margin_tensor]).tolist()
+    return Selection(indices, model, norm, abs(margin), margin, wanted, (low, high), square, pool, True)
+
+
+def _all_finite(*values: float) -> bool:
+    return all(abs(value) < float("inf") for value in values)  # NaN compares false

@@ -1,0 +1,117 @@
+"""The method's memory from step to step: running averages and the batch-size policy around the choice of a subset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composer_edba.batch_size import BatchSizePolicy, Observation
+from composer_edba.candidates import SubsetSizeLaw
+from composer_edba.functional import Averages, Criterion, Selection, select_subset
+
+__all__ = ["SubsetSelector"]
+
+
+class SubsetSelector:
+    """Chooses a subset of each pool and says how large the next pools should be. Knows no framework.
+
+    Args:
+        num_candidates: least number of candidate subsets a step.
+        ema_decay: decay of both running averages, in [0, 1).
+        min_subset_size: smallest subset.
+        criterion: ``"margin"`` or ``"random"``.
+        subset_size_law: law of the candidates' sizes.
+
+    Attributes:
+        averages: M̄ and Ḡ; None before the first finite step.
+        policy: the batch-size policy; None: the size is not this object's business.
+        nonfinite_steps: pools so far whose loss or gradients were NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_candidates: int = 1024,
+        ema_decay: float = 0.9,
+        min_subset_size: int = 10,
+        criterion: Criterion = "margin",
+        subset_size_law: SubsetSizeLaw = "uniform",
+    ):
+        self.num_candidates = num_candidates
+        self.ema_decay = ema_decay
+        self.min_subset_size = min_subset_size
+        self.criterion = criterion
+        self.subset_size_law = subset_size_law
+        self.averages: Averages | None = None
+        self.policy: BatchSizePolicy | None = None
+        self.nonfinite_steps = 0
+
+    def select(
+        self,
+        inner_products: Tensor,
+        model_metric: Tensor,
+        generator: torch.Generator,
+        *,
+        size_multiple: int = 1,
+        group_sizes: Sequence[int] | None = None,
+    ) -> Selection:
+        """Choose a subset, then take its metrics into the averages and the policy.
+
+        Args:
+            inner_products: ⟨g_i, g_j⟩ of the pool, (B, B).
+            model_metric: mean loss of the pool.
+            generator: CPU generator for the candidates.
+            size_multiple: subset sizes are multiples of this where possible.
+            group_sizes: parts of the pool on each rank, see :func:`~composer_edba.functional.select_subset`.
+        """
+        selection = select_subset(
+            inner_products,
+            model_metric,
+            self.averages,
+            num_candidates=self.num_candidates,
+            min_subset_size=self.min_subset_size,
+            generator=generator,
+            criterion=self.criterion,
+            subset_size_law=self.subset_size_law,
+            size_multiple=size_multiple,
+            group_sizes=group_sizes,
+        )
+        if not selection.finite:  # must not poison the averages
+            self.nonfinite_steps += 1
+            return selection
+        first = self.averages is None
+        if self.averages is None:
+            self.averages = Averages(selection.model_metric, selection.gradient_metric)
+        else:
+            self.averages = self.averages.updated(selection.model_metric, selection.gradient_metric, self.ema_decay)
+        if self.policy is not None and not first:
+            self.policy.update(
+                Observation(
+                    pool_size=len(inner_products),
+                    margin=selection.margin,
+                    wanted=selection.wanted,
+                    reach=selection.reach,
+                    mean_square_norm=selection.mean_square_norm,
+                    pool_square_norm=selection.pool_gradient_metric**2,
+                )
+            )
+        return selection
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages, policy and counts, as plain values."""
+        averages = self.averages
+        return {
+            "averages": None if averages is None else [averages.model, averages.gradient],
+            "policy": None if self.policy is None else self.policy.state_dict(),
+            "nonfinite_steps": self.nonfinite_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave. The policy must exist already if its memory is to be taken up."""
+        self.averages = None if state["averages"] is None else Averages(*state["averages"])
+        self.nonfinite_steps = state["nonfinite_steps"]
+        if self.policy is not None and state["policy"] is not None:
+            self.policy.load_state_dict(state["policy"])
