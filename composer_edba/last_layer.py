@@ -1,0 +1,93 @@
+"""Finding a network's last layer: the linear map whose gradient EDBA measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["find_last_layer", "is_linear_map", "named_last_layer", "positions_last"]
+
+
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether EDBA knows the per-sample gradient of ``module``: a Linear, or an ungrouped 1x1 convolution."""
+    if isinstance(module, nn.Linear):
+        return True
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return (
+            all(k == 1 for k in module.kernel_size)
+            and all(s == 1 for s in module.stride)
+            and module.groups == 1
+            and module.padding in ("valid", "same", (0,) * len(module.kernel_size))
+        )
+    return False
+
+
+def positions_last(module: nn.Module, tensor: Tensor) -> Tensor:
+    """The layer's input or output as (B, T..., channels): a convolution's channels move to the end."""
+    return tensor if isinstance(module, nn.Linear) else tensor.movedim(1, -1)
+
+
+def named_last_layer(model: nn.Module, name: str) -> nn.Module:
+    """The submodule ``name`` of ``model``.
+
+    Raises:
+        ValueError: if there is none, or if it is no linear map; names the ones there are.
+    """
+    modules = dict(model.named_modules())
+    if name not in modules:
+        raise ValueError(f"last_layer is {name!r}, which the model does not have. {_linear_maps(model)}")
+    check_last_layer(model, modules[name])
+    return modules[name]
+
+
+def check_last_layer(model: nn.Module, layer: nn.Module) -> None:
+    """Raise a ValueError unless ``layer`` is a linear map inside ``model``."""
+    if not is_linear_map(layer):
+        raise ValueError(
+            f"last_layer is a {type(layer).__name__}: it must be a Linear or a 1x1 convolution. {_linear_maps(model)}"
+        )
+    if all(layer is not module for module in model.modules()):
+        raise ValueError(
+            f"last_layer is a {type(layer).__name__} that is not part of the model (model surgery may have replaced "
+            f"it): name it by a string instead. {_linear_maps(model)}"
+        )
+
+
+def find_last_layer(model: nn.Module, forward: Callable[[], Any]) -> nn.Module:
+    """The linear map that ``forward`` calls last. Order of execution, not of registration, tells which is last.
+
+    Args:
+        model: the network.
+        forward: runs it once on real inputs.
+
+    Raises:
+        ValueError: if no linear map was called; says which modules were seen and how to name one.
+    """
+    called: list[nn.Module] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        called.append(module)
+
+    handles = [module.register_forward_hook(note) for module in model.modules() if is_linear_map(module)]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not called:
+        kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
+        raise ValueError(
+            "no last layer found: the forward pass called no Linear and no 1x1 convolution (modules seen: "
+            f"{', '.join(kinds) or 'none'}). Name the layer whose gradient is to be measured: last_layer='name.of.it'. "
+            f"{_linear_maps(model)}"
+        )
+    return called[-1]
+
+
+def _linear_maps(model: nn.Module) -> str:
+    names = [name for name, module in model.named_modules() if is_linear_map(module)]
+    return f"Linear maps in the model: {', '.join(names[-10:]) or 'none'}."

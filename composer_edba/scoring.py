@@ -1,0 +1,285 @@
+"""The scoring forward: the last layer's inputs and output gradients of a pool, with no side effect on the model."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from composer_edba.batch import batch_size, index_batch
+from composer_edba.functional import gradient_inner_products
+from composer_edba.last_layer import check_last_layer, find_last_layer, named_last_layer, positions_last
+from composer_edba.microbatch import equal_part_size
+
+__all__ = ["PoolScores", "Scorer", "without_side_effects"]
+
+Run = Callable[[Any], Any]  # a batch -> its loss
+
+# Samples that the check of the loss runs on.
+_PROBE_SIZE = 8
+
+
+@dataclass(frozen=True)
+class PoolScores:
+    """What the scoring forward found out about a pool of B samples.
+
+    Attributes:
+        inputs: last-layer inputs h, (B, F) or (B, T..., F).
+        output_grads: gradients d of each sample's own loss by the last layer's output, (B, C) or (B, T..., C).
+        model_metric: M, the mean loss, a scalar on the model's device.
+        bias: whether the last layer has a bias.
+    """
+
+    inputs: Tensor
+    output_grads: Tensor
+    model_metric: Tensor
+    bias: bool
+
+    def inner_products(self) -> Tensor:
+        """⟨g_i, g_j⟩, (B, B); see :func:`composer_edba.functional.gradient_inner_products`."""
+        return gradient_inner_products(self.inputs, self.output_grads, self.bias)
+
+
+class Scorer:
+    """Runs scoring forwards over pools.
+
+    Args:
+        last_layer: the layer whose gradients count, a module or its name in the model; None: the Linear or 1x1
+            convolution that the first scoring forward calls last.
+
+    Attributes:
+        chunk_limit: most samples in one forward; None: the whole pool at once. Batch normalisation uses the statistics
+            of what goes through at once. Halved whenever memory runs out.
+    """
+
+    def __init__(self, last_layer: nn.Module | str | None = None):
+        self.last_layer = last_layer
+        self.chunk_limit: int | None = None
+        self._layer: nn.Module | None = None
+        self._checked: nn.Module | None = None
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: Any,
+        loss: Callable[[Any, Any], Any],
+        *,
+        prepare: Callable[[Any], Any] | None = None,
+        precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ) -> PoolScores:
+        """Score ``batch``, which is on the model's device.
+
+        Args:
+            model: the network that holds the last layer; ``model(batch)`` gives the outputs.
+            batch: B samples.
+            loss: ``loss(outputs, batch)``, a scalar that is the mean over the samples.
+            prepare: turns each chunk into what the model and the loss take; None: nothing to do.
+            precision: gives the autocast context to run in, if any.
+
+        Raises:
+            ValueError: if no last layer is found, its output has no batch dimension, or the loss is no mean.
+        """
+
+        def run(chunk: Any) -> Any:
+            chunk = chunk if prepare is None else prepare(chunk)
+            with precision():
+                return loss(model(chunk), chunk)
+
+        size = batch_size(batch)
+        with without_side_effects(model):
+            if self._checked is not model:
+                self._prepare(model, batch, size, run)
+            while True:
+                try:
+                    return self._score_in_chunks(batch, size, run)
+                except RuntimeError as error:
+                    chunk = equal_part_size(size, self.chunk_limit) or size
+                    if not _is_out_of_memory(error) or chunk <= 2:
+                        raise
+                    self.chunk_limit = max(2, chunk // 2)
+                # Outside the handler, whose traceback keeps the failed forward's tensors alive.
+                torch.cuda.empty_cache()
+                warnings.warn(f"scoring ran out of memory and goes on in chunks of {self.chunk_limit}", stacklevel=2)
+
+    def _prepare(self, model: nn.Module, batch: Any, size: int, run: Run) -> None:
+        """Find the last layer, and check the loss, once a model: other algorithms may have operated on it before."""
+        probe_size = min(size, _PROBE_SIZE)
+        probe = index_batch(batch, torch.arange(probe_size), size)
+        if isinstance(self.last_layer, str):
+            self._layer = named_last_layer(model, self.last_layer)
+        elif self.last_layer is not None:
+            check_last_layer(model, self.last_layer)
+            self._layer = self.last_layer
+        else:
+            self._layer = find_last_layer(model, lambda: run(probe))
+        once = self._score(probe, probe_size, run).model_metric
+        twice_batch = index_batch(probe, torch.arange(probe_size).repeat(2), probe_size)
+        twice = self._score(twice_batch, 2 * probe_size, run).model_metric
+        once_value, twice_value = torch.stack([once, twice]).tolist()
+        if abs(once_value) < float("inf") and abs(twice_value - once_value) > 0.01 * abs(once_value) + 1e-6:
+            raise ValueError(
+                f"the loss is not a mean over the samples: {once_value:.6g} for {probe_size} samples, but "
+                f"{twice_value:.6g} when each of them counts twice. Use reduction='mean'"
+            )
+        self._checked = model
+
+    def _score_in_chunks(self, batch: Any, size: int, run: Run) -> PoolScores:
+        # An odd pool under a limit of two cannot be cut without a part of one; three together then.
+        chunk = equal_part_size(size, self.chunk_limit) or equal_part_size(size, 3) or size
+        if chunk >= size:
+            return self._score(batch, size, run)
+        parts, shares = [], []
+        for start in range(0, size, chunk):
+            stop = min(start + chunk, size)
+            part = self._score(index_batch(batch, slice(start, stop), size), stop - start, run)
+            parts.append(part)
+            shares.append((stop - start) / size)
+        return PoolScores(
+            torch.cat([part.inputs for part in parts]),
+            torch.cat([part.output_grads for part in parts]),
+            torch.stack([part.model_metric * share for part, share in zip(parts, shares, strict=True)]).sum(),
+            parts[0].bias,
+        )
+
+    def _score(self, batch: Any, size: int, run: Run) -> PoolScores:
+        layer = self._layer
+        assert layer is not None
+        inputs: list[Tensor] = []
+        leaves: list[Tensor] = []
+
+        def cut(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            """Start the autograd graph at this layer's output: what comes after it is part of the loss."""
+            if output.ndim < 2 or output.shape[0] != size:
+                raise ValueError(
+                    f"the last layer's output has shape {tuple(output.shape)} for a batch of {size} samples: its first "
+                    "dimension must be the batch. Name another layer with last_layer"
+                )
+            # Under autocast a float32 leaf keeps softmax and gradients out of half precision.
+            autocast = torch.is_autocast_enabled(output.device.type)
+            leaf = (output.float() if autocast else output).detach().requires_grad_()
+            inputs.append(args[0].detach())
+            leaves.append(leaf)
+            torch.set_grad_enabled(True)
+            return leaf
+
+        handle = layer.register_forward_hook(cut)
+        try:
+            # The hook turns grad mode on for the rest of the forward; this context puts it back.
+            with torch.set_grad_enabled(False):
+                value = _mean_loss(run(batch))
+                if not leaves:
+                    raise ValueError(f"last_layer ({type(layer).__name__}) was not called by the forward pass")
+                if not value.requires_grad:
+                    raise ValueError("the loss does not depend on the last layer's output: name another last_layer")
+                grads = torch.autograd.grad(value, leaves)
+        finally:
+            handle.remove()
+        h = [positions_last(layer, tensor) for tensor in inputs]
+        d = [_at_least_float32(positions_last(layer, tensor)) * size for tensor in grads]
+        if len(leaves) > 1:  # called several times: the calls are further positions
+            h = [torch.cat([t.reshape(size, -1, t.shape[-1]) for t in h], 1)]
+            d = [torch.cat([t.reshape(size, -1, t.shape[-1]) for t in d], 1)]
+        return PoolScores(_at_least_float32(h[0]), d[0], _at_least_float32(value.detach()), layer.bias is not None)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _mean_loss(value: Any) -> Tensor:
+    """The loss as one scalar: a tuple's sum, a dict's ``total``, as in Composer's trainer."""
+    if isinstance(value, dict):
+        value = value["total"] if "total" in value else tuple(value.values())
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    for part in parts:
+        if not isinstance(part, Tensor) or part.ndim != 0:
+            found = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"type {type(part).__name__}"
+            raise ValueError(
+                f"the loss has {found}: EDBA needs a scalar tensor, the mean over the samples (reduction='mean')"
+            )
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum()
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+
+
+@contextlib.contextmanager
+def without_side_effects(model: nn.Module) -> Iterator[None]:
+    """Run ``model`` for scoring: inside, modules behave as below; afterwards everything is bitwise as before.
+
+    Dropout and the like are off. Batch normalisation that would train uses the batch's own statistics and leaves its
+    running ones alone; SyncBatchNorm, whose batch statistics need the other ranks, uses its running ones. A module
+    the user has frozen (put in eval mode) stays frozen. Put back: module modes, other buffers, and the random streams
+    of Python, NumPy and torch.
+    """
+    modes: list[tuple[nn.Module, bool]] = []
+    norms: list[_BatchNorm | _InstanceNorm] = []
+    buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+    for module in model.modules():
+        if not isinstance(module, (_BatchNorm, _InstanceNorm)):
+            buffers += [
+                (module, name, tensor, tensor.clone()) for name, tensor in module._buffers.items() if tensor is not None
+            ]
+        if module.training:
+            if isinstance(module, (_BatchNorm, _InstanceNorm)) and not isinstance(module, nn.SyncBatchNorm):
+                # Without tracking, a layer in training mode neither reads nor writes its running statistics.
+                if module.track_running_stats:
+                    norms.append(module)
+            else:
+                modes.append((module, True))
+    versions = [tensor._version for _, _, tensor, _ in buffers]
+    try:
+        with _preserved_random_streams(model), _eager():
+            # The flags themselves: train() and eval() recurse and may be overridden.
+            for module, _ in modes:
+                module.training = False
+            for norm in norms:
+                norm.track_running_stats = False
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for norm in norms:
+            norm.track_running_stats = True
+        with torch.no_grad():
+            for (module, name, tensor, before), version in zip(buffers, versions, strict=True):
+                if tensor._version != version:
+                    tensor.copy_(before)
+                if module._buffers.get(name) is not tensor:
+                    module._buffers[name] = tensor
+
+
+@contextlib.contextmanager
+def _preserved_random_streams(model: nn.Module) -> Iterator[None]:
+    python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(cpu)
+        for device, state in cuda:
+            torch.cuda.set_rng_state(state, device)
+
+
+@contextlib.contextmanager
+def _eager() -> Iterator[None]:
+    """Keep a compiled model from compiling a second graph for scoring; costs nothing where nothing is compiled."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
