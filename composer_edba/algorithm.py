@@ -1,0 +1,514 @@
+"""EDBA as an algorithm of MosaicML Composer: the Trainer's events, mapped to the torch modules of this package."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from composer.core import Algorithm, Event, Precision, State, get_precision_context
+from composer.loggers import Logger
+from composer.models import ComposerModel
+from composer.trainer import Trainer
+from composer.utils import dist
+from torch import Tensor, nn
+
+from composer_edba.arguments import check_arguments
+from composer_edba.batch import batch_size, default_input_key, default_target_key, index_batch
+from composer_edba.batch_size import PolicyName, make_policy
+from composer_edba.candidates import SubsetSizeLaw
+from composer_edba.distinct import DistinctSamples
+from composer_edba.functional import Criterion, Selection
+from composer_edba.microbatch import equal_part_size
+from composer_edba.rank_gather import gather_rows, gather_scores, rank_sizes
+from composer_edba.scoring import Scorer
+from composer_edba.selection import SubsetSelector
+from composer_edba.trainer_loader import TrainerLoader
+
+__all__ = ["EDBA"]
+
+# Distinguishes this algorithm's random stream from others that are seeded from the same run.
+_STREAM = 0xEDBA
+
+
+class EDBA(Algorithm):
+    """Efficient Dynamic Batch Adaptation: train on the subset of each batch whose gradient suits the fit.
+
+    From every batch (the pool) a subset is chosen whose mean last-layer gradient brings
+    |(M - M̄) / (G - Ḡ) - 1| (equation 1) closest to zero, M being the pool's mean loss and G the norm of that mean
+    gradient, bars their running averages. The batch size follows ``batch_size_policy``. Source: Simionescu and Stoica,
+    "Efficient Dynamic Batch Adaptation", AAAI-23 student abstract.
+
+    Runs on ``Event.AFTER_DATALOADER``, before all other algorithms, and sets ``device_train_microbatch_size``; on
+    ``Event.BEFORE_FORWARD`` it only notices when the trainer had to halve that.
+
+    Args:
+        num_candidates: least number of candidate subsets a step, >= 1. Default 1024.
+        ema_decay: decay of both running averages, in [0, 1). Default 0.9.
+        min_subset_size: smallest subset, in samples a rank, >= 1; a pool no larger is trained on whole. Default 10.
+        min_batch_size: smallest batch, in samples a rank, >= 1. Default 10, the paper's.
+        max_batch_size: largest batch, in samples a rank. Default 1000, the paper's. Training starts at the loader's
+            own batch size.
+        batch_size_policy: ``"margin"``, ``"noise_scale"`` or ``"fixed"``, see :mod:`composer_edba.batch_size`.
+            Default ``"margin"``.
+        criterion: ``"margin"``, or ``"random"``, the control: subsets of the sizes the margin would choose, with
+            random members. Default ``"margin"``.
+        scoring: ``"forward"``: an extra forward pass without gradients over the pool. The only value.
+        scale_factor: side length of the images in the scoring forward relative to the real ones, in (0, 1].
+            Default 1.0.
+        start: fraction of training, in [0, 1], from which on subsets are chosen. Default 0.0.
+        end: fraction of training until which subsets are chosen, > ``start``. Default 1.0. Outside of start and end
+            the whole batch is trained on and its size stays. With a ``max_duration`` in epochs Composer counts whole
+            epochs.
+        interrupt: every ``interrupt``-th batch is trained on whole and not scored; 0: none. Default 0.
+        last_layer: the layer whose gradient is measured, a module or its name in the ComposerModel (of a
+            ComposerClassifier: ``"module.fc"``); a Linear or a 1x1 convolution. None: the one that is called last.
+        input_key: where the batch keeps the model's input, needed only for ``scale_factor``; as in Composer's
+            algorithms. None: 0, or the first floating-point tensor of a mapping.
+        target_key: where the batch keeps the targets; their number is the number of samples. None: 1, or ``labels``,
+            ``label``, ``targets``, ``target`` in a mapping; without it all tensors must have the same first dimension.
+        subset_size_law: law of the candidates' sizes, see :mod:`composer_edba.candidates`: ``"uniform"``,
+            ``"upper_half"``, ``"power_set"`` or a share of the pool. Default ``"uniform"``.
+
+    Raises:
+        ValueError: if an argument is out of its range, or bounds contradict each other.
+        TypeError: if the model is no ComposerModel.
+
+    Example:
+        >>> from composer import Trainer
+        >>> from composer_edba import EDBA
+        >>> trainer = Trainer(model=model, train_dataloader=loader, max_duration="10ep", algorithms=[EDBA()])
+    """
+
+    def __init__(
+        self,
+        num_candidates: int = 1024,
+        ema_decay: float = 0.9,
+        min_subset_size: int = 10,
+        min_batch_size: int = 10,
+        max_batch_size: int = 1000,
+        batch_size_policy: PolicyName = "margin",
+        criterion: Criterion = "margin",
+        scoring: str = "forward",
+        scale_factor: float = 1.0,
+        start: float = 0.0,
+        end: float = 1.0,
+        interrupt: int = 0,
+        last_layer: nn.Module | str | None = None,
+        input_key: Any = None,
+        target_key: Any = None,
+        subset_size_law: SubsetSizeLaw = "uniform",
+    ):
+        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        check_arguments(**self._arguments)
+        self.min_batch_size = min_batch_size
+        self.max_batch_size = max_batch_size
+        self.batch_size_policy = batch_size_policy
+        self.scale_factor = scale_factor
+        self.start = start
+        self.end = end
+        self.interrupt = interrupt
+        self.input_key = input_key
+        self.target_key = target_key
+        self._selector = SubsetSelector(
+            num_candidates=num_candidates,
+            ema_decay=ema_decay,
+            min_subset_size=min_subset_size,
+            criterion=criterion,
+            subset_size_law=subset_size_law,
+        )
+        self._scorer = Scorer(last_layer)
+        self._loader = TrainerLoader()
+        self._distinct: DistinctSamples | None = None
+        self._samples_scored = 0
+        self._samples_trained = 0
+        self._user_limit: int | None = None  # microbatch size that the user set
+        self._learned_limit: int | None = None  # microbatch size that the trainer was driven down to
+        self._microbatch_set: int | None = None
+        self._microbatch_transforms: Callable[[Any], Any] | None = None
+        self._step_began = 0.0
+        self._overhead_seconds = 0.0
+        self._resume_from: dict[str, Any] | None = None
+        self._handlers: dict[Event, Callable[[State, Logger], None]] = {
+            Event.INIT: self._init,
+            Event.FIT_START: self._fit_start,
+            Event.EPOCH_START: self._epoch_start,
+            Event.BEFORE_DATALOADER: self._before_dataloader,
+            Event.AFTER_DATALOADER: self._after_dataloader,
+            Event.BEFORE_FORWARD: self._before_forward,
+            Event.AFTER_TRAIN_BATCH: self._after_train_batch,
+            Event.BATCH_END: self._batch_end,
+        }
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> EDBA:
+        """EDBA with the paper's literal settings, whatever the defaults become.
+
+        Where the paper is silent (averages, candidates, size law, policy) these are our first readings of it.
+
+        Args:
+            overrides: arguments that differ.
+        """
+        settings: dict[str, Any] = {
+            "num_candidates": 1024,
+            "ema_decay": 0.9,
+            "min_subset_size": 10,
+            "min_batch_size": 10,
+            "max_batch_size": 1000,
+            "batch_size_policy": "margin",
+            "criterion": "margin",
+            "scoring": "forward",
+            "scale_factor": 1.0,
+            "start": 0.0,
+            "end": 1.0,
+            "interrupt": 0,
+            "subset_size_law": "uniform",
+        }
+        return cls(**{**settings, **overrides})
+
+    def __repr__(self) -> str:
+        # Composer writes this into checkpoints, so it holds nothing that changes during a run.
+        shown = {
+            name: type(value).__name__ if isinstance(value, nn.Module) else value
+            for name, value in self._arguments.items()
+        }
+        return f"EDBA({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    @property
+    def batch_size(self) -> int | None:
+        """Size of the batches drawn from now on, in samples a rank; None before training or if it cannot change."""
+        policy = self._selector.policy
+        return None if policy is None else policy.size
+
+    @property
+    def distinct_samples(self) -> int | None:
+        """Number of distinct samples ever trained on, over all ranks; None if the loader has no indices."""
+        return None if self._distinct is None else len(self._distinct)
+
+    # ---- Composer's interface
+
+    def match(self, event: Event, state: State) -> bool:
+        """Whether this algorithm has something to do at ``event``."""
+        return event in self._handlers
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Do it."""
+        self._handlers[event](state, logger)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on bitwise as an uninterrupted one: plain values, equal on all ranks."""
+        sampler = self._loader.sampler
+        return {
+            **super().state_dict(),
+            "selector": self._selector.state_dict(),
+            "drawn": [] if sampler is None else list(sampler.drawn),
+            "distinct": None if self._distinct is None else self._distinct.state_dict(),
+            "samples_scored": self._samples_scored,
+            "samples_trained": self._samples_trained,
+            "learned_limit": self._learned_limit,
+            "chunk_limit": self._scorer.chunk_limit,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
+        """Take up what :meth:`state_dict` gave, at the next FIT_START: loader and policy do not exist before."""
+        self._resume_from = copy.deepcopy(state)
+
+    # ---- events
+
+    def _init(self, state: State, logger: Logger) -> None:
+        if not isinstance(state.model, ComposerModel):
+            raise TypeError(
+                f"the model is a {type(state.model).__name__}: EDBA needs a ComposerModel, whose loss it calls; "
+                "composer.models.ComposerClassifier makes one of a classifier"
+            )
+        if sum(isinstance(algorithm, EDBA) for algorithm in state.algorithms) > 1:
+            raise ValueError("algorithms holds EDBA more than once: one pool cannot be chosen from twice")
+        # None unless the user asked for a number. From the first fit on it no longer tells.
+        limit = state.device_train_microbatch_size
+        self._user_limit = None if limit is None else int(limit)
+        self._run_first(state)
+
+    def _fit_start(self, state: State, logger: Logger) -> None:
+        self._run_first(state)
+        self._microbatch_transforms = _trainer_microbatch_transforms()
+        first_size = self._loader.install(state)
+        self._set_policy(first_size)
+        self._set_distinct(state)
+        if self._resume_from is not None:
+            self._take_up(self._resume_from, state)
+            self._resume_from = None
+        if self.batch_size is not None:
+            self._loader.resize(self.batch_size)
+
+    def _epoch_start(self, state: State, logger: Logger) -> None:
+        self._loader.forget_replay()
+        self._loader.open_epoch(state)
+
+    def _before_dataloader(self, state: State, logger: Logger) -> None:
+        self._loader.estimate_length(state)
+
+    def _after_dataloader(self, state: State, logger: Logger) -> None:
+        self._step_began = time.perf_counter()
+        self._overhead_seconds = 0.0
+        self._loader.forget_replay()
+        self._notice_halving(state)
+        dataset_indices = self._dataset_indices(state)
+        pool_size = self._count_samples(state)
+        selection, kept = None, None
+        if self._selects_now(state):
+            _leave_averaged_weights(state)
+            state.batch = state.device.batch_to_device(state.batch)
+            selection, kept = self._select(state, pool_size)
+        kept = self._set_microbatches(state, pool_size if kept is None else len(kept), kept)
+        if kept is not None and len(kept) < pool_size:
+            state.batch = index_batch(state.batch, kept, pool_size)
+        subset_size = pool_size if kept is None else len(kept)
+        if selection is not None:
+            self._overhead_seconds = time.perf_counter() - self._step_began
+            if self.batch_size is not None:
+                self._loader.resize(self.batch_size)
+        self._count(state, dataset_indices, kept, pool_size, subset_size, selection is not None)
+        self._log(logger, selection, pool_size, subset_size)
+
+    def _before_forward(self, state: State, logger: Logger) -> None:
+        self._notice_halving(state)
+
+    def _after_train_batch(self, state: State, logger: Logger) -> None:
+        self._loader.estimate_length(state)
+
+    def _batch_end(self, state: State, logger: Logger) -> None:
+        self._loader.close_epoch(state)
+        # Share of this step's time since the data arrived. The trainer has read the loss by now, so a GPU is in step.
+        overhead = self._overhead_seconds / (time.perf_counter() - self._step_began)
+        logger.log_metrics({"edba/overhead": overhead}, step=int(state.timestamp.batch) - 1)
+
+    # ---- FIT_START's parts
+
+    def _run_first(self, state: State) -> None:
+        """Move to the end of the algorithms, which Composer runs backwards on AFTER_DATALOADER."""
+        if state.algorithms[-1] is not self:
+            state.algorithms.remove(self)
+            state.algorithms.append(self)
+
+    def _set_policy(self, first_size: int | None) -> None:
+        before = self._selector.policy
+        if first_size is None:
+            self._selector.policy = None
+            return
+        largest = self._loader.largest_batch
+        maximum = self.max_batch_size if largest is None else min(self.max_batch_size, largest)
+        minimum = min(self.min_batch_size, maximum)
+        adaptive = self.batch_size_policy != "fixed"
+        if adaptive and before is None and not self.min_batch_size <= first_size <= self.max_batch_size:
+            warnings.warn(
+                f"the train_dataloader's batch size {first_size} lies outside of min_batch_size={self.min_batch_size} "
+                f"and max_batch_size={self.max_batch_size}: training starts at "
+                f"{min(max(first_size, minimum), maximum)}. Give EDBA bounds that hold {first_size} to start there",
+                stacklevel=2,
+            )
+        policy = make_policy(self.batch_size_policy, first_size, minimum, maximum, ranks=dist.get_world_size())
+        if before is not None:  # a second fit goes on at the size of the first
+            policy.load_state_dict(before.state_dict())
+        self._selector.policy = policy
+
+    def _set_distinct(self, state: State) -> None:
+        if self._loader.largest_batch is None:  # no indices
+            self._distinct = None
+            return
+        size = len(state.dataloader.dataset)
+        if self._distinct is None or self._distinct.size != size:
+            self._distinct = DistinctSamples(size)
+
+    def _take_up(self, saved: dict[str, Any], state: State) -> None:
+        self._selector.load_state_dict(saved["selector"])
+        self._loader.resume(saved["drawn"], state)
+        if self._distinct is not None and saved["distinct"] is not None:
+            self._distinct.load_state_dict(saved["distinct"])
+        self._samples_scored = saved["samples_scored"]
+        self._samples_trained = saved["samples_trained"]
+        self._learned_limit = saved["learned_limit"]
+        self._scorer.chunk_limit = saved["chunk_limit"]
+
+    # ---- AFTER_DATALOADER's parts
+
+    def _selects_now(self, state: State) -> bool:
+        elapsed = state.get_elapsed_duration()
+        if elapsed is None or not self.start <= float(elapsed) < self.end:
+            return False
+        return self.interrupt == 0 or (int(state.timestamp.batch_in_epoch) + 1) % self.interrupt != 0
+
+    def _count_samples(self, state: State) -> int:
+        key = default_target_key(state.batch) if self.target_key is None else self.target_key
+        if self.target_key is None and (key is None or (key == 1 and not _has_target(state.batch))):
+            return batch_size(state.batch)
+        return batch_size(state.batch_get_item(key))
+
+    def _select(self, state: State, pool_size: int) -> tuple[Selection, Tensor]:
+        """Score the pool of all ranks and choose; returns this rank's part as positions in its own pool."""
+        sizes = rank_sizes(pool_size, state.device)
+        inner_products, model_metric = self._score(state, sizes)
+        selection = self._selector.select(
+            inner_products,
+            model_metric,
+            _step_generator(state),
+            size_multiple=2 if self._limit == 2 else 1,
+            group_sizes=sizes,
+        )
+        self._samples_scored += sum(sizes)
+        if self._selector.nonfinite_steps == 1 and not selection.finite:
+            warnings.warn(
+                f"the scoring loss ({selection.model_metric}) or a last-layer gradient is NaN or infinite at batch "
+                f"{int(state.timestamp.batch)}: such steps train on the whole pool, do not enter EDBA's averages and "
+                "are counted as edba/nonfinite_steps. Is the learning rate too high, or a sample broken?",
+                stacklevel=2,
+            )
+        first = sum(sizes[: dist.get_global_rank()])
+        mine = (selection.indices >= first) & (selection.indices < first + pool_size)
+        return selection, selection.indices[mine] - first
+
+    def _score(self, state: State, sizes: list[int]) -> tuple[Tensor, Tensor]:
+        wrapper = state.model
+        model = wrapper.module if state.is_model_ddp else wrapper
+        assert isinstance(model, nn.Module)
+        transforms = self._microbatch_transforms
+
+        def prepared(batch: Any) -> Any:
+            batch = batch if transforms is None else transforms(batch)
+            return batch if self.scale_factor == 1 else self._scaled(batch)
+
+        def precision() -> Any:
+            if state.precision == Precision.AMP_FP8:  # its products need sizes that are multiples of 16
+                return get_precision_context(state.precision, state.precision_config, fp8_autocast_enabled=False)
+            return get_precision_context(state.precision, state.precision_config)
+
+        if self._limit is not None:
+            limit = self._scorer.chunk_limit
+            self._scorer.chunk_limit = self._limit if limit is None else min(limit, self._limit)
+        scores = self._scorer(
+            model,
+            state.batch,
+            lambda outputs, batch: model.loss(outputs, batch),  # type: ignore[operator]
+            prepare=prepared,
+            precision=precision,
+        )
+        gathered = gather_scores(scores, sizes)
+        return gathered.inner_products(), gathered.model_metric
+
+    def _scaled(self, batch: Any) -> Any:
+        from composer.utils import batch_get, batch_set
+
+        key = default_input_key(batch) if self.input_key is None else self.input_key
+        images = batch_get(batch, key)
+        modes = {3: "linear", 4: "bilinear", 5: "trilinear"}
+        if not isinstance(images, Tensor) or images.ndim not in modes:
+            found = f"a {images.ndim}-D tensor" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+            raise ValueError(
+                f"scale_factor is {self.scale_factor}, but the input at key {key!r} is {found}: only inputs with 1 to "
+                "3 spatial dimensions (3-D to 5-D) can be scaled. Use scale_factor=1, or name the images by input_key"
+            )
+        smaller = F.interpolate(images, scale_factor=self.scale_factor, mode=modes[images.ndim], align_corners=False)
+        return batch_set(copy.copy(batch), key, smaller)
+
+    @property
+    def _limit(self) -> int | None:
+        """Most samples that may go through the network at once; None: no bound is known."""
+        limits = [limit for limit in (self._user_limit, self._learned_limit) if limit is not None]
+        return min(limits, default=None)
+
+    def _set_microbatches(self, state: State, samples: int, kept: Tensor | None) -> Tensor | None:
+        """Cut ``samples`` into equal microbatches under the limit, none of one sample."""
+        size = equal_part_size(samples, self._limit)
+        if size is None:  # an odd whole pool in pairs: there is no way but to leave one out
+            kept = (torch.arange(samples) if kept is None else kept)[:-1]
+            size = 2
+        state.device_train_microbatch_size = size
+        self._microbatch_set = size
+        return kept
+
+    def _notice_halving(self, state: State) -> None:
+        """Remember a microbatch size that the trainer had to reduce after running out of memory."""
+        size = state.device_train_microbatch_size
+        if self._microbatch_set is not None and size is not None and size < self._microbatch_set:
+            self._learned_limit = self._microbatch_set = int(size)
+
+    def _dataset_indices(self, state: State) -> list[int] | None:
+        sampler = self._loader.sampler
+        return None if sampler is None else sampler.indices_of(int(state.timestamp.batch_in_epoch))
+
+    def _count(
+        self,
+        state: State,
+        dataset_indices: list[int] | None,
+        kept: Tensor | None,
+        pool_size: int,
+        subset_size: int,
+        scored: bool,
+    ) -> None:
+        sizes = rank_sizes(subset_size, state.device)
+        self._samples_trained += sum(sizes)
+        if self._distinct is None or dataset_indices is None or len(dataset_indices) != pool_size:
+            return
+        chosen = torch.tensor(dataset_indices)
+        if kept is not None:
+            chosen = chosen[kept]
+        if len(sizes) > 1:
+            chosen = gather_rows(state.device.tensor_to_device(chosen), sizes).cpu()
+        self._distinct.add(chosen.numpy())
+
+    def _log(self, logger: Logger, selection: Selection | None, pool_size: int, subset_size: int) -> None:
+        figures: dict[str, float] = {
+            "batch_size": pool_size,
+            "subset_size": subset_size,
+            "samples_scored": self._samples_scored,
+            "samples_trained": self._samples_trained,
+            "nonfinite_steps": self._selector.nonfinite_steps,
+        }
+        if self._distinct is not None:
+            figures["distinct_samples"] = len(self._distinct)
+        if selection is not None:
+            figures["margin"] = selection.margin
+            figures["model_metric"] = selection.model_metric
+            figures["gradient_metric"] = selection.gradient_metric
+            averages = self._selector.averages
+            if averages is not None:
+                figures["model_average"] = averages.model
+                figures["gradient_average"] = averages.gradient
+        logger.log_metrics({f"edba/{name}": value for name, value in figures.items()})
+
+
+def _has_target(batch: Any) -> bool:
+    return isinstance(batch, (list, tuple)) and len(batch) > 1 and isinstance(batch[1], (Tensor, np.ndarray))
+
+
+def _step_generator(state: State) -> torch.Generator:
+    """A stream that depends on seed and batch alone: nothing to save, no global stream touched, equal on all ranks."""
+    seed = np.random.SeedSequence([_STREAM, int(state.rank_zero_seed), int(state.timestamp.batch)])
+    return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def _leave_averaged_weights(state: State) -> None:
+    """After a checkpoint Composer's EMA leaves its averaged weights in the model until BATCH_START."""
+    for algorithm in state.algorithms:
+        if getattr(algorithm, "ema_weights_active", False):
+            algorithm._ensure_training_weights_active(state)
+
+
+def _trainer_microbatch_transforms() -> Callable[[Any], Any] | None:
+    """The running Trainer's microbatch transforms, which have not been applied yet at AFTER_DATALOADER.
+
+    Neither State nor Logger leads to them, but every event is run from a method of the Trainer.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        trainer = frame.f_locals.get("self")
+        if isinstance(trainer, Trainer):
+            spec = trainer._train_data_spec
+            return None if spec is None else spec.microbatch_transforms
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

@@ -1,0 +1,187 @@
+"""The Trainer's loader made resizable, with ``state.dataloader_len`` kept true through every epoch.
+
+Composer reads the number of batches in an epoch once, cuts the epoch off there, and converts '2ep' to batches with it.
+When the batch size changes that number is wrong, so it is managed here, event by event.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from composer.core import State, Time, TimeUnit
+from composer.utils import dist
+from torch.utils.data import DataLoader
+
+from composer_edba.loader import ResizableBatchSampler, resizable_copy
+
+__all__ = ["TrainerLoader"]
+
+
+class TrainerLoader:
+    """Owns the resizing of one Trainer's train loader.
+
+    Attributes:
+        sampler: the batch sampler in use; None if the loader cannot be resized.
+    """
+
+    def __init__(self) -> None:
+        self.sampler: ResizableBatchSampler | None = None
+        self._manages_length = False
+        self._written: Time[int] | None = None  # the length that was last set here
+
+    @property
+    def resizable(self) -> bool:
+        """Whether the batches of the loader can be resized."""
+        return self.sampler is not None
+
+    @property
+    def largest_batch(self) -> int | None:
+        """Samples that this rank's pass holds, which no batch can exceed; None if unknown."""
+        return None if self.sampler is None else self.sampler.total
+
+    # ---- FIT_START
+
+    def install(self, state: State) -> int | None:
+        """Replace ``state``'s loader by a resizable copy; a loader that is one already stays.
+
+        Returns:
+            The loader's batch size; None if it cannot be resized, which is warned of.
+
+        Raises:
+            ValueError: if the loader is empty.
+        """
+        loader = state.dataloader
+        _refuse_empty(loader)
+        # A length that this object wrote in an earlier fit is no wish of the user's.
+        wrote_it = self._manages_length and state.dataloader_len == self._written
+        subset_batches = None if wrote_it else _subset_batches(state)
+        twin = resizable_copy(loader)
+        if twin is None:
+            self.sampler, self._manages_length = None, False
+            warnings.warn(
+                f"EDBA cannot resize the batches of this train_dataloader ({_why_fixed(loader)}): it selects within "
+                "the batches it is given",
+                stacklevel=2,
+            )
+            return None
+        self.sampler = twin.batch_sampler  # type: ignore[assignment]
+        assert isinstance(self.sampler, ResizableBatchSampler)
+        self._manages_length = subset_batches is None and self._epoch_samples(state) is not None
+        if subset_batches is not None:
+            # A growing batch shortens the pass: without this the setter would clamp the user's number, and warn.
+            self.sampler.least_length = subset_batches
+        if twin is not loader:
+            state.set_dataloader(twin, state.dataloader_label, -1 if subset_batches is None else subset_batches)
+            state.train_dataloader = twin  # pyright: ignore[reportAttributeAccessIssue]
+        self.open_epoch(state)
+        return self.sampler.batch_size
+
+    def resume(self, sizes: list[int], state: State) -> None:
+        """Have the interrupted pass, if ``state`` is in one, draw batches of these sizes first."""
+        if self.sampler is not None and int(state.timestamp.batch_in_epoch) > 0:
+            self.sampler.replay = sizes
+
+    def resize(self, size: int) -> None:
+        """Set the size of the batches drawn from now on."""
+        if self.sampler is not None:
+            self.sampler.batch_size = size
+
+    # ---- the events of an epoch
+
+    def open_epoch(self, state: State) -> None:
+        """FIT_START (a resumed epoch has no EPOCH_START), EPOCH_START: no bound while the iterator is being made."""
+        if self._manages_length:
+            state._dataloader_len = None
+
+    def forget_replay(self) -> None:
+        """EPOCH_START, and the first batch after a resumption: the interrupted pass has been drawn again."""
+        if self.sampler is not None:
+            self.sampler.replay = ()
+
+    def estimate_length(self, state: State) -> None:
+        """BEFORE_DATALOADER, AFTER_TRAIN_BATCH: batches per epoch, averaged over training so far.
+
+        With this average Composer's '2ep' -> batches comes out where two epochs are over, up to rounding.
+        """
+        if not self._manages_length:
+            return
+        assert self.sampler is not None
+        samples = self._epoch_samples(state)
+        assert samples is not None
+        timestamp = state.timestamp
+        epochs = int(timestamp.epoch) + int(timestamp.sample_in_epoch) / samples
+        if int(timestamp.batch) > 0 and epochs > 0:
+            length = max(1, round(int(timestamp.batch) / epochs))
+        else:
+            length = max(1, -(-(samples // dist.get_world_size()) // self.sampler.batch_size))
+        self._set_length(state, length)
+
+    def close_epoch(self, state: State) -> None:
+        """BATCH_END: with a duration in samples or batches the trainer ends an epoch only if the length says so."""
+        if not self._manages_length:
+            return
+        assert self.sampler is not None
+        taken = int(state.timestamp.batch_in_epoch)
+        if self._pass_is_over(state, taken):
+            self._set_length(state, taken)
+        elif state.dataloader_len is not None and int(state.dataloader_len) == taken:
+            self._set_length(state, taken + 1)
+
+    def _set_length(self, state: State, length: int) -> None:
+        # The private field: the public setter clamps, and warns.
+        assert self.sampler is not None
+        self._written = Time(length, TimeUnit.BATCH)
+        state._dataloader_len = self._written  # type: ignore[assignment]
+        # After an evaluation the trainer puts the length back through the setter.
+        self.sampler.least_length = length
+
+    def _pass_is_over(self, state: State, taken: int) -> bool:
+        assert self.sampler is not None
+        if self.sampler.total is not None:
+            return self.sampler.is_last(taken)
+        samples = self._epoch_samples(state)  # an IterableDataset with a length
+        return samples is not None and int(state.timestamp.sample_in_epoch) >= samples
+
+    def _epoch_samples(self, state: State) -> int | None:
+        """Samples in an epoch over all ranks; None if unknown."""
+        assert self.sampler is not None
+        total = self.sampler.total
+        if total is None:
+            try:
+                total = len(state.dataloader.dataset)
+            except TypeError:
+                return None
+        return total * dist.get_world_size()
+
+
+def _subset_batches(state: State) -> int | None:
+    """The user's train_subset_num_batches, which shows only as a length below the loader's."""
+    try:
+        full = len(state.dataloader)
+    except TypeError:
+        full = None
+    if state.dataloader_len is None:
+        return None
+    length = int(state.dataloader_len)
+    return length if full is None or length < full else None
+
+
+def _refuse_empty(loader: Any) -> None:
+    try:
+        empty = len(loader) == 0
+    except TypeError:
+        return
+    if empty:
+        reason = ""
+        if isinstance(loader, DataLoader) and loader.drop_last:
+            reason = f" (drop_last=True with batch_size={loader.batch_size}: is the data set smaller than one batch?)"
+        raise ValueError(f"train_dataloader is empty: it gives no batch{reason}. EDBA needs at least one sample")
+
+
+def _why_fixed(loader: Any) -> str:
+    if not isinstance(loader, DataLoader):
+        return f"a {type(loader).__name__} is no torch DataLoader"
+    if loader.batch_sampler is None:
+        return "it has batch_size=None"
+    return f"it has a batch sampler of its own, {type(loader.batch_sampler).__name__}"
