@@ -203,11 +203,10 @@ class EDBA(Algorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on bitwise as an uninterrupted one: plain values, equal on all ranks."""
-        sampler = self._loader.sampler
         return {
             **super().state_dict(),
             "selector": self._selector.state_dict(),
-            "drawn": [] if sampler is None else list(sampler.drawn),
+            "loader": self._loader.state_dict(),
             "distinct": None if self._distinct is None else self._distinct.state_dict(),
             "samples_scored": self._samples_scored,
             "samples_trained": self._samples_trained,
@@ -327,7 +326,7 @@ class EDBA(Algorithm):
 
     def _take_up(self, saved: dict[str, Any], state: State) -> None:
         self._selector.load_state_dict(saved["selector"])
-        self._loader.resume(saved["drawn"], state)
+        self._loader.load_state_dict(saved["loader"], state)
         if self._distinct is not None and saved["distinct"] is not None:
             self._distinct.load_state_dict(saved["distinct"])
         self._samples_scored = saved["samples_scored"]

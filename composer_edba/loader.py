@@ -10,6 +10,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 __all__ = ["ResizableBatchSampler", "resizable_copy"]
@@ -20,7 +22,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     A new size shows in the next batch that is drawn, which with W workers and a prefetch factor of P lies W * P
     batches ahead of the one in use. A last batch of one sample, which batch normalisation cannot train on, is joined
-    to the one before it.
+    to the one before it, unless the batches are of one sample anyway.
 
     Args:
         sampler: yields a pass's indices.
@@ -33,6 +35,9 @@ class ResizableBatchSampler(Sampler[list[int]]):
         replay: sizes to impose on the first batches of a pass in place of ``batch_size``: those of an interrupted
             pass, which make a resumed one draw the same batches.
         least_length: ``len()`` gives at least this many batches.
+        pass_rng_state: torch's global random state when this pass began, from which a shuffling sampler draws its
+            order; None before the first pass.
+        replay_rng_state: state to begin a pass with, that of the interrupted pass; None: the present one.
     """
 
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool = False):
@@ -42,6 +47,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self.drawn: list[int] = []
         self.replay: Sequence[int] = ()
         self.least_length = 0
+        self.pass_rng_state: Tensor | None = None
+        self.replay_rng_state: Tensor | None = None
         self._indices: dict[int, list[int]] = {}
         self._seen = 0
         self._ended = False
@@ -56,12 +63,15 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         self.drawn, self._indices, self._seen, self._ended = [], {}, 0, False
+        if self.replay_rng_state is not None:
+            torch.set_rng_state(self.replay_rng_state)
+        self.pass_rng_state = torch.get_rng_state()
         total = self.total
         indices = iter(self.sampler)
         while True:
             number = len(self.drawn)
             size = int(self.replay[number] if number < len(self.replay) else self.batch_size)
-            if total is not None and not self.drop_last and total - self._seen - size == 1:
+            if total is not None and not self.drop_last and size > 1 and total - self._seen - size == 1:
                 size += 1
             batch = list(itertools.islice(indices, size))
             if not batch or (self.drop_last and len(batch) < size):

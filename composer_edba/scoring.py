@@ -112,8 +112,10 @@ class Scorer:
                 warnings.warn(f"scoring ran out of memory and goes on in chunks of {self.chunk_limit}", stacklevel=2)
 
     def _prepare(self, model: nn.Module, batch: Any, size: int, run: Run) -> None:
-        """Find the last layer, and check the loss, once a model: other algorithms may have operated on it before."""
-        probe_size = min(size, _PROBE_SIZE)
+        """Find the last layer and check it and the loss, once a model: other algorithms may have changed it before."""
+        # Twice the probe must fit wherever the pool does, and batch normalisation needs two samples.
+        most = size if self.chunk_limit is None else min(size, self.chunk_limit)
+        probe_size = min(size, max(2, min(most // 2, _PROBE_SIZE)))
         probe = index_batch(batch, torch.arange(probe_size), size)
         if isinstance(self.last_layer, str):
             self._layer = named_last_layer(model, self.last_layer)
@@ -122,16 +124,39 @@ class Scorer:
             self._layer = self.last_layer
         else:
             self._layer = find_last_layer(model, lambda: run(probe))
-        once = self._score(probe, probe_size, run).model_metric
-        twice_batch = index_batch(probe, torch.arange(probe_size).repeat(2), probe_size)
-        twice = self._score(twice_batch, 2 * probe_size, run).model_metric
-        once_value, twice_value = torch.stack([once, twice]).tolist()
-        if abs(once_value) < float("inf") and abs(twice_value - once_value) > 0.01 * abs(once_value) + 1e-6:
-            raise ValueError(
-                f"the loss is not a mean over the samples: {once_value:.6g} for {probe_size} samples, but "
-                f"{twice_value:.6g} when each of them counts twice. Use reduction='mean'"
-            )
+        self._score(probe, probe_size, run)  # raises if shapes or loss do not fit
+        self._check_mean(probe, probe_size, run)
         self._checked = model
+
+    def _check_mean(self, probe: Any, size: int, run: Run) -> None:
+        """A mean over samples stays the same when each sample comes twice; a sum doubles."""
+        assert self._layer is not None
+        outputs: list[Tensor] = []
+        calls = 0
+
+        def record(module: nn.Module, args: Any, output: Tensor) -> None:
+            outputs.append(output)
+
+        def repeat(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            # The recorded outputs once more: a network that draws random numbers would give others.
+            nonlocal calls
+            calls += 1
+            return torch.cat([outputs[calls - 1]] * 2)
+
+        values = []
+        for hook, copies in ((record, 1), (repeat, 2)):
+            handle = self._layer.register_forward_hook(hook)
+            try:
+                with torch.no_grad():
+                    values.append(_mean_loss(run(index_batch(probe, torch.arange(size).repeat(copies), size))))
+            finally:
+                handle.remove()
+        once, twice = torch.stack(values).tolist()
+        if abs(once) < float("inf") and abs(twice - once) > 0.01 * abs(once) + 1e-6:
+            raise ValueError(
+                f"the loss is not a mean over the samples: {once:.6g} for {size} samples, but {twice:.6g} when each of "
+                "them counts twice. Use reduction='mean'"
+            )
 
     def _score_in_chunks(self, batch: Any, size: int, run: Run) -> PoolScores:
         # An odd pool under a limit of two cannot be cut without a part of one; three together then.
@@ -177,10 +202,9 @@ class Scorer:
             # The hook turns grad mode on for the rest of the forward; this context puts it back.
             with torch.set_grad_enabled(False):
                 value = _mean_loss(run(batch))
-                if not leaves:
-                    raise ValueError(f"last_layer ({type(layer).__name__}) was not called by the forward pass")
                 if not value.requires_grad:
-                    raise ValueError("the loss does not depend on the last layer's output: name another last_layer")
+                    why = "does not depend on its output" if leaves else "is computed without calling it"
+                    raise ValueError(f"last_layer ({type(layer).__name__}): the loss {why}. Name another layer")
                 grads = torch.autograd.grad(value, leaves)
         finally:
             handle.remove()
@@ -219,24 +243,24 @@ def without_side_effects(model: nn.Module) -> Iterator[None]:
     """Run ``model`` for scoring: inside, modules behave as below; afterwards everything is bitwise as before.
 
     Dropout and the like are off. Batch normalisation that would train uses the batch's own statistics and leaves its
-    running ones alone; SyncBatchNorm, whose batch statistics need the other ranks, uses its running ones. A module
-    the user has frozen (put in eval mode) stays frozen. Put back: module modes, other buffers, and the random streams
-    of Python, NumPy and torch.
+    running ones alone; SyncBatchNorm, whose batch statistics need the other ranks, uses its running ones. Instance
+    normalisation goes on as in training. A module the user has frozen (put in eval mode) stays frozen. Put back:
+    module modes, other buffers, and the random streams of Python, NumPy and torch.
     """
     modes: list[tuple[nn.Module, bool]] = []
-    norms: list[_BatchNorm | _InstanceNorm] = []
+    norms: list[_BatchNorm] = []
     buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
     for module in model.modules():
-        if not isinstance(module, (_BatchNorm, _InstanceNorm)):
+        if not isinstance(module, _BatchNorm):
             buffers += [
                 (module, name, tensor, tensor.clone()) for name, tensor in module._buffers.items() if tensor is not None
             ]
         if module.training:
-            if isinstance(module, (_BatchNorm, _InstanceNorm)) and not isinstance(module, nn.SyncBatchNorm):
+            if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
                 # Without tracking, a layer in training mode neither reads nor writes its running statistics.
                 if module.track_running_stats:
                     norms.append(module)
-            else:
+            elif not isinstance(module, _InstanceNorm):
                 modes.append((module, True))
     versions = [tensor._version for _, _, tensor, _ in buffers]
     try:

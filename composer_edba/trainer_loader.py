@@ -6,9 +6,11 @@ When the batch size changes that number is wrong, so it is managed here, event b
 
 from __future__ import annotations
 
+import base64
 import warnings
 from typing import Any
 
+import torch
 from composer.core import State, Time, TimeUnit
 from composer.utils import dist
 from torch.utils.data import DataLoader
@@ -77,10 +79,27 @@ class TrainerLoader:
         self.open_epoch(state)
         return self.sampler.batch_size
 
-    def resume(self, sizes: list[int], state: State) -> None:
-        """Have the interrupted pass, if ``state`` is in one, draw batches of these sizes first."""
+    def state_dict(self) -> dict[str, Any]:
+        """Sizes drawn in this pass, and the random state it began with, as plain values."""
+        if self.sampler is None:
+            return {"drawn": [], "rng_state": None}
+        state = self.sampler.pass_rng_state
+        return {
+            "drawn": list(self.sampler.drawn),
+            "rng_state": None if state is None else base64.b64encode(state.numpy().tobytes()).decode(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any], state: State) -> None:
+        """Have the interrupted pass, if ``state`` is in one, draw the same batches once more.
+
+        Composer restores the random state of the checkpoint only after that. What it begins the pass with is right
+        where nothing but the samplers drew from the global stream, so not with dropout on a CPU.
+        """
         if self.sampler is not None and int(state.timestamp.batch_in_epoch) > 0:
-            self.sampler.replay = sizes
+            self.sampler.replay = saved["drawn"]
+            if saved["rng_state"] is not None:
+                rng_state = bytearray(base64.b64decode(saved["rng_state"]))
+                self.sampler.replay_rng_state = torch.frombuffer(rng_state, dtype=torch.uint8)
 
     def resize(self, size: int) -> None:
         """Set the size of the batches drawn from now on."""
@@ -98,11 +117,12 @@ class TrainerLoader:
         """EPOCH_START, and the first batch after a resumption: the interrupted pass has been drawn again."""
         if self.sampler is not None:
             self.sampler.replay = ()
+            self.sampler.replay_rng_state = None
 
     def estimate_length(self, state: State) -> None:
         """BEFORE_DATALOADER, AFTER_TRAIN_BATCH: batches per epoch, averaged over training so far.
 
-        With this average Composer's '2ep' -> batches comes out where two epochs are over, up to rounding.
+        With this average Composer's '2ep' -> batches comes out where two epochs are over.
         """
         if not self._manages_length:
             return
@@ -112,7 +132,7 @@ class TrainerLoader:
         timestamp = state.timestamp
         epochs = int(timestamp.epoch) + int(timestamp.sample_in_epoch) / samples
         if int(timestamp.batch) > 0 and epochs > 0:
-            length = max(1, round(int(timestamp.batch) / epochs))
+            length = _batches_per_epoch(int(timestamp.batch), epochs)
         else:
             length = max(1, -(-(samples // dist.get_world_size()) // self.sampler.batch_size))
         self._set_length(state, length)
@@ -153,6 +173,21 @@ class TrainerLoader:
             except TypeError:
                 return None
         return total * dist.get_world_size()
+
+
+def _batches_per_epoch(batches: int, epochs: float) -> int:
+    """``batches / epochs`` as a whole number, such that m epochs are over when m times that many batches are.
+
+    Plain rounding would let a milestone at '2ep' come and go with each batch around it. With m whole epochs over, a
+    length L tells right if m L <= batches < (m + 1) L. Where no whole number does, after more epochs than there are
+    batches in one, the nearest is taken.
+    """
+    nearest = max(1, round(batches / epochs))
+    whole = int(epochs)
+    if whole == 0:
+        return max(nearest, batches + 1)
+    least, most = batches // (whole + 1) + 1, batches // whole
+    return min(max(nearest, least), most) if least <= most else nearest
 
 
 def _subset_batches(state: State) -> int | None:
