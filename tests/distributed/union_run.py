@@ -1,0 +1,80 @@
+"""Trains on points with EDBA and saves what happened; run by the composer launcher on one or more ranks.
+
+Argument: the folder to write to. All modes run in one process, since starting Composer takes longer than training.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from composer.core import Algorithm, Event
+from composer.utils import dist
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_runs import Points, Watch, classifier, logged, trainer
+
+from composer_edba import EDBA
+
+
+class Gradients(Algorithm):
+    """Writes down the gradient of each step, after the ranks have averaged it, and the samples behind it."""
+
+    def __init__(self):
+        self.steps = []
+
+    def match(self, event, state):
+        return event in (Event.BATCH_START, Event.AFTER_TRAIN_BATCH)
+
+    def apply(self, event, state, logger):
+        if event == Event.BATCH_START:
+            self.samples = state.batch[0][:, 0].long()
+        else:
+            weights = {n.removeprefix("module."): p for n, p in state.model.named_parameters()}
+            self.steps.append(
+                {
+                    "samples": self.samples.clone(),
+                    "gradient": torch.cat([p.grad.flatten() for p in weights.values()]),
+                    "weights": torch.cat([p.detach().flatten() for p in weights.values()]),
+                }
+            )
+
+
+MODES = ("plain", "microbatches", "multi_auto_sync", "noise_scale")
+
+
+def train(mode, path):
+    data = Points(size=250, with_index=True)
+    sampler = dist.get_sampler(data, shuffle=True)
+    loader = DataLoader(data, batch_size=32, sampler=sampler)
+    watch, gradients = Watch(), Gradients()
+    edba = EDBA(min_subset_size=4, batch_size_policy="noise_scale" if mode == "noise_scale" else "margin")
+    run = trainer(
+        [edba, gradients],
+        loader=loader,
+        model=classifier(dropout=0.0, batch_norm=False),
+        callbacks=[watch],
+        max_duration="6ep",
+        dist_timeout=60.0,
+        device_train_microbatch_size=7 if mode == "microbatches" else None,
+        ddp_sync_strategy="multi_auto_sync" if mode == "multi_auto_sync" else None,
+    )
+    run.fit()
+    names = ("margin", "model_metric", "gradient_metric", "distinct_samples", "samples_trained", "subset_size")
+    torch.save(
+        {
+            "steps": gradients.steps,
+            "pools": watch.pools,
+            "subsets": watch.subsets,
+            "batch_size": edba.batch_size,
+            "logged": {name: logged(run, f"edba/{name}") for name in names},
+        },
+        path,
+    )
+
+
+if __name__ == "__main__":
+    dist.initialize_dist("cpu", timeout=60.0)
+    torch.set_num_threads(1)
+    for mode in MODES:
+        train(mode, Path(sys.argv[1]) / f"{mode}-rank{dist.get_global_rank()}.pt")
