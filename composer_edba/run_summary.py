@@ -287,8 +287,8 @@ def _draw_accuracy(axis: Axes, log: Mapping[str, Series]) -> None:
             f"{percent[-1]:.1f}",
             (series.updates[-1], percent[-1]),
             textcoords="offset points",
-            xytext=(0, -12),
-            ha="right",
+            xytext=(6, 0),  # beside the last point, where no line runs
+            va="center",
             color=_BLUE,
             fontsize=9,
             weight="bold",
