@@ -23,9 +23,10 @@ from composer_edba.arguments import check_arguments
 from composer_edba.batch import batch_size, default_input_key, default_target_key, index_batch
 from composer_edba.batch_size import PolicyName, make_policy
 from composer_edba.candidates import SubsetSizeLaw
+from composer_edba.composition import check_algorithms, check_ghost_batches, ghost_batch_size
 from composer_edba.distinct import DistinctSamples
 from composer_edba.functional import Criterion, Selection
-from composer_edba.microbatch import equal_part_size
+from composer_edba.microbatch import equal_part_size, equal_parts_may_fail
 from composer_edba.rank_gather import gather_rows, gather_scores, rank_sizes
 from composer_edba.scoring import Scorer
 from composer_edba.selection import SubsetSelector
@@ -47,6 +48,14 @@ class EDBA(Algorithm):
 
     Runs on ``Event.AFTER_DATALOADER``, before all other algorithms, and sets ``device_train_microbatch_size``; on
     ``Event.BEFORE_FORWARD`` it only notices when the trainer had to halve that.
+
+    A run resumed from a checkpoint goes on bitwise as an uninterrupted one. What may have changed in between: at an
+    epoch's end everything, the data set and the number of ranks too. In the middle of an epoch the loader must make a
+    pass over as many samples on as many ranks, or FIT_START raises a ValueError: what is left of the pass could not be
+    told. Other content in as many samples cannot be noticed. The loader's batch size gives way to the one that was
+    reached (in samples a rank), new bounds move it inside, and another ``batch_size_policy`` begins anew at the
+    loader's; the averages stay. Checkpoints of runs without EDBA can be taken up at any batch. A run that leaves EDBA
+    out is right from an epoch's end on: in its middle Composer skips as many batches, of the loader's size.
 
     Args:
         num_candidates: least number of candidate subsets a step, >= 1. Default 1024.
@@ -77,7 +86,8 @@ class EDBA(Algorithm):
             ``"upper_half"``, ``"power_set"`` or a share of the pool. Default ``"uniform"``.
 
     Raises:
-        ValueError: if an argument is out of its range, or bounds contradict each other.
+        ValueError: if an argument is out of its range, or bounds contradict each other; later, if it stands beside an
+            algorithm that cannot run with it, see :mod:`composer_edba.composition`.
         TypeError: if the model is no ComposerModel.
 
     Example:
@@ -205,6 +215,7 @@ class EDBA(Algorithm):
         """What a resumed run needs to go on bitwise as an uninterrupted one: plain values, equal on all ranks."""
         return {
             **super().state_dict(),
+            "batch_size_policy": self.batch_size_policy,
             "selector": self._selector.state_dict(),
             "loader": self._loader.state_dict(),
             "distinct": None if self._distinct is None else self._distinct.state_dict(),
@@ -226,24 +237,27 @@ class EDBA(Algorithm):
                 f"the model is a {type(state.model).__name__}: EDBA needs a ComposerModel, whose loss it calls; "
                 "composer.models.ComposerClassifier makes one of a classifier"
             )
-        if sum(isinstance(algorithm, EDBA) for algorithm in state.algorithms) > 1:
-            raise ValueError("algorithms holds EDBA more than once: one pool cannot be chosen from twice")
+        check_algorithms(self, state.algorithms)
         # None unless the user asked for a number. From the first fit on it no longer tells.
         limit = state.device_train_microbatch_size
         self._user_limit = None if limit is None else int(limit)
         self._run_first(state)
 
     def _fit_start(self, state: State, logger: Logger) -> None:
+        check_algorithms(self, state.algorithms)  # a checkpoint may have brought some
         self._run_first(state)
         self._microbatch_transforms = _trainer_microbatch_transforms()
         first_size = self._loader.install(state)
         self._set_policy(first_size)
         self._set_distinct(state)
-        if self._resume_from is not None:
+        if self._resume_from is None:
+            self._loader.replay_without_state(first_size, state)
+        else:
             self._take_up(self._resume_from, state)
             self._resume_from = None
         if self.batch_size is not None:
             self._loader.resize(self.batch_size)
+        self._check_ghost_batches(state)
 
     def _epoch_start(self, state: State, logger: Logger) -> None:
         self._loader.forget_replay()
@@ -324,8 +338,31 @@ class EDBA(Algorithm):
         if self._distinct is None or self._distinct.size != size:
             self._distinct = DistinctSamples(size)
 
+    def _check_ghost_batches(self, state: State) -> None:
+        ghost = ghost_batch_size(state.model)
+        if ghost is None:
+            return
+        self._scorer.least_samples = ghost
+        sizes, rest, sampler = None, None, self._loader.sampler
+        if sampler is not None and self.batch_size is not None:
+            total = self._loader.largest_batch
+            fixed = self.batch_size_policy == "fixed"
+            largest = self.max_batch_size if total is None else min(self.max_batch_size, total)
+            sizes = (self.batch_size, self.batch_size) if fixed else (self.min_batch_size, largest)
+            if not sampler.drop_last:
+                rest = (total % self.batch_size or None) if fixed and total is not None else 1
+        check_ghost_batches(
+            ghost,
+            min_subset_size=self._selector.min_subset_size,
+            sizes=sizes,
+            smallest_rest=rest,
+            limit=self._limit,
+        )
+
     def _take_up(self, saved: dict[str, Any], state: State) -> None:
-        self._selector.load_state_dict(saved["selector"])
+        # One policy's memory says nothing to another, which begins anew at the loader's batch size.
+        same_policy = saved["batch_size_policy"] == self.batch_size_policy
+        self._selector.load_state_dict(saved["selector"] if same_policy else {**saved["selector"], "policy": None})
         self._loader.load_state_dict(saved["loader"], state)
         if self._distinct is not None and saved["distinct"] is not None:
             self._distinct.load_state_dict(saved["distinct"])
@@ -356,7 +393,9 @@ class EDBA(Algorithm):
             inner_products,
             model_metric,
             _step_generator(state),
-            size_multiple=2 if self._limit == 2 else 1,
+            # An even number can always be cut into microbatches none of which has one sample, also once the trainer,
+            # out of memory, has halved it.
+            size_multiple=2 if state.auto_microbatching or equal_parts_may_fail(max(sizes), self._limit) else 1,
             group_sizes=sizes,
         )
         self._samples_scored += sum(sizes)
@@ -423,7 +462,7 @@ class EDBA(Algorithm):
     def _set_microbatches(self, state: State, samples: int, kept: Tensor | None) -> Tensor | None:
         """Cut ``samples`` into equal microbatches under the limit, none of one sample."""
         size = equal_part_size(samples, self._limit)
-        if size is None:  # an odd whole pool in pairs: there is no way but to leave one out
+        if size is None:  # a whole pool, say an odd one in pairs: there is no way but to leave one out
             kept = (torch.arange(samples) if kept is None else kept)[:-1]
             size = 2
         state.device_train_microbatch_size = size

@@ -21,7 +21,7 @@ _COUNTS = {"num_candidates": 1, "min_subset_size": 1, "min_batch_size": 1, "max_
 def check_arguments(**arguments: Any) -> None:
     """Raise a ValueError or TypeError that names the argument, its value and what would be right."""
     for name, choices in _CHOICES.items():
-        if arguments[name] not in choices:
+        if not isinstance(arguments[name], str) or arguments[name] not in choices:
             raise ValueError(f"{name} is {arguments[name]!r}: it must be one of {', '.join(map(repr, choices))}")
     for name, least in _COUNTS.items():
         value = arguments[name]

@@ -1,13 +1,14 @@
 """Batches of any nesting: how many samples they hold, and the same batch with some of its samples.
 
-A batch is a tensor, a NumPy array, or a mapping, list or tuple of batches. A list of plain values (strings, numbers)
-as long as the batch counts as one value a sample; other values (None, a scalar tensor, a flag) belong to the whole
-batch and are kept as they are.
+A batch is a tensor, a NumPy array, or a mapping, list or tuple of batches. A list of other values (strings, numbers,
+dicts of such) as long as the batch counts as one value a sample; what is none of these (None, a scalar tensor, a flag)
+belongs to the whole batch and is kept as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,12 @@ from torch import Tensor
 
 __all__ = ["batch_size", "default_input_key", "default_target_key", "index_batch"]
 
-_PLAIN = (str, bytes, int, float, complex, bool, np.generic)
-
 
 def batch_size(batch: Any) -> int:
     """Number of samples in ``batch``: the first dimension that all its tensors and arrays share.
 
     Raises:
-        ValueError: if it holds no tensor or array with a dimension, or if their first dimensions differ.
+        ValueError: if it holds no tensor or array with a dimension, if their first dimensions differ, or are 0.
     """
     sizes: dict[str, int] = {}
     _collect_sizes(batch, "batch", sizes)
@@ -35,7 +34,10 @@ def batch_size(batch: Any) -> int:
             f"the tensors of the batch differ in their first dimension ({listing}), so it is not known what one sample "
             "is: put the batch dimension first in each"
         )
-    return next(iter(sizes.values()))
+    path, size = next(iter(sizes.items()))
+    if size == 0:
+        raise ValueError(f"{path} has a first dimension of 0: a batch needs at least one sample")
+    return size
 
 
 def _collect_sizes(batch: Any, path: str, sizes: dict[str, int]) -> None:
@@ -61,28 +63,56 @@ def index_batch(batch: Any, indices: Tensor | slice, size: int) -> Any:
 
     Returns:
         A batch of the same type. What does not belong to single samples is shared with the given one.
+
+    Raises:
+        ValueError: if a tensor or array has another first dimension than ``size``.
     """
-    if isinstance(batch, Tensor):
+    return _index(batch, indices, size, "batch")
+
+
+def _index(batch: Any, indices: Tensor | slice, size: int, path: str) -> Any:
+    if isinstance(batch, (Tensor, np.ndarray)):
         if batch.ndim == 0:
             return batch
+        if len(batch) != size:
+            raise ValueError(
+                f"{path} has a first dimension of {len(batch)} in a batch of {size} samples, so it is not known what "
+                "of it belongs to which sample: put the batch dimension first"
+            )
         if isinstance(indices, slice):
             return batch[indices]
         # Not index_select: it would lose the channels_last memory format.
-        return batch[indices.to(batch.device, non_blocking=True)]
-    if isinstance(batch, np.ndarray):
-        if batch.ndim == 0:
-            return batch
-        return batch[indices if isinstance(indices, slice) else indices.cpu().numpy()]
+        return batch[indices.to(batch.device, non_blocking=True) if torch.is_tensor(batch) else indices.cpu().numpy()]
     if isinstance(batch, Mapping):
-        chosen = {key: index_batch(value, indices, size) for key, value in batch.items()}
-        return chosen if type(batch) is dict else type(batch)(chosen)  # type: ignore[call-arg]
+        chosen = {key: _index(value, indices, size, f"{path}[{key!r}]") for key, value in batch.items()}
+        if not isinstance(batch, MutableMapping):
+            return type(batch)(chosen)  # type: ignore[call-arg]
+        twin = copy.copy(batch)  # keeps what else it has: a default factory, attributes
+        for key, value in chosen.items():
+            twin[key] = value
+        return twin
     if isinstance(batch, (list, tuple)):
-        if len(batch) == size and all(isinstance(value, _PLAIN) for value in batch):
+        if _one_value_a_sample(batch, size):
             picked = batch[indices] if isinstance(indices, slice) else [batch[i] for i in indices.tolist()]
             return type(batch)(picked)
-        parts = [index_batch(value, indices, size) for value in batch]
+        parts = [_index(value, indices, size, f"{path}[{position}]") for position, value in enumerate(batch)]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return batch
+
+
+def _one_value_a_sample(values: list[Any] | tuple[Any, ...], size: int) -> bool:
+    """Whether ``values`` are the samples' own, and not parts of the batch, each of which has all samples inside."""
+    return len(values) == size and not hasattr(values, "_fields") and not any(_holds_samples(v, size) for v in values)
+
+
+def _holds_samples(value: Any, size: int) -> bool:
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.ndim > 0
+    if isinstance(value, Mapping):
+        return any(_holds_samples(part, size) for part in value.values())
+    if isinstance(value, (list, tuple)):
+        return len(value) == size or any(_holds_samples(part, size) for part in value)
+    return False
 
 
 def default_input_key(batch: Any) -> Any:

@@ -22,12 +22,15 @@ __all__ = ["SIZE_LAWS", "Candidates", "SubsetSizeLaw", "check_size_law", "draw_c
 
 SubsetSizeLaw = Literal["uniform", "upper_half", "power_set"] | float
 SIZE_LAWS = ("uniform", "upper_half", "power_set")
+# Prefixes that an order must give to be cheaper than as many masks, each with an order of its own.
+_FEWEST_PREFIXES = 16
 
 
 def check_size_law(law: SubsetSizeLaw) -> None:
     """Raise a ValueError unless ``law`` is a name in ``SIZE_LAWS`` or a number in (0, 1]."""
-    share = not isinstance(law, (str, bool)) and isinstance(law, (int, float)) and 0 < law <= 1
-    if law not in SIZE_LAWS and not share:
+    name = isinstance(law, str) and law in SIZE_LAWS
+    share = not isinstance(law, bool) and isinstance(law, (int, float)) and 0 < law <= 1
+    if not name and not share:
         raise ValueError(f"subset_size_law is {law!r}: it must be one of {', '.join(SIZE_LAWS)}, or a share in (0, 1]")
 
 
@@ -110,8 +113,12 @@ def draw_candidates(
         low = max(low, -(-pool // 2)) if law == "upper_half" else low
         first = -(-low // step) * step
         sizes = torch.arange(first if first <= high else high, high + 1, step)
-        orders = _random_orders(group_sizes, math.ceil(num_candidates / len(sizes)), generator)
-        return Candidates(orders, len(group_sizes), sizes, True, tuple(group_sizes))
+        if len(sizes) >= _FEWEST_PREFIXES:
+            orders = _random_orders(group_sizes, math.ceil(num_candidates / len(sizes)), generator)
+            return Candidates(orders, len(group_sizes), sizes, True, tuple(group_sizes))
+        sizes = sizes[torch.randint(len(sizes), (num_candidates,), generator=generator)]
+        orders = _random_orders(group_sizes, num_candidates, generator)
+        return Candidates(orders, len(group_sizes), sizes, False, tuple(group_sizes))
     orders = _random_orders(group_sizes, num_candidates, generator)
     if law == "power_set":
         drawn = torch.bernoulli(torch.full((num_candidates, pool), 0.5), generator=generator).sum(1)

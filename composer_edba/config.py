@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -15,7 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 
 class ConfigError(ValueError):
-    """A run's configuration is wrong; the message names the key, its value and what would be right."""
+    """A run's configuration is wrong; the message names the key, its value and what would be right, in one line."""
+
+    def __init__(self, message: str):
+        # Keys and values may hold any character.
+        super().__init__("".join(char if char.isprintable() else repr(char)[1:-1] for char in message))
 
 
 def _key(default: Any, text: str) -> Any:
@@ -191,7 +196,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: When the file or an override cannot be read, a key is unknown, has a wrong type or value, or
             a required key is unset. The message is one line.
     """
-    given = _plain(OmegaConf.merge(_read(Path(path)), *(_override(text) for text in overrides)))
+    try:
+        return _load(Path(path), overrides)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or path}: {_first_line(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply; a run needs no more than four levels") from error
+
+
+def _load(path: Path, overrides: Sequence[str]) -> Config:
+    given = _plain(OmegaConf.merge(_read(path), *(_override(text) for text in overrides)))
     config = OmegaConf.structured(Config)
     keys = {key.name: key for key in schema_keys()}
     for name, value in _leaves(given, keys):
@@ -204,10 +218,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if unset:
         names = ", ".join(f"{key.name} ({key.help})" for key in unset)
         raise ConfigError(f"required, but unset: {names}; set it in {path} or as key=value")
-    try:
-        loaded = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or path}: {_first_line(error)}") from error
+    loaded = OmegaConf.to_object(config)
     assert isinstance(loaded, Config)
     _check_values(loaded)
     return loaded
@@ -241,30 +252,40 @@ def _read(path: Path) -> DictConfig:
         raise ConfigError(f"{path}: cannot read this YAML file ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file") from error
-    try:
-        loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML{_yaml_problem(error)}") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from error
-    # A bare word is YAML too: OmegaConf makes it a mapping with that one key and no value.
-    if not isinstance(loaded, DictConfig) or not isinstance(yaml.safe_load(text), (dict, types.NoneType)):
+    with _valid_yaml(str(path)):
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    # OmegaConf makes a mapping of a bare word too, with that one key and no value.
+    if root is not None and not isinstance(root, yaml.MappingNode):
         raise ConfigError(
             f"{path}: holds no mapping; a run is a mapping of sections, as seed: 0 or data: {{name: digits}}"
         )
+    with _valid_yaml(str(path)):
+        loaded = OmegaConf.create(text) if root is not None else OmegaConf.create({})
+    assert isinstance(loaded, DictConfig)
     return loaded
 
 
 def _override(text: str) -> DictConfig:
     name, equals, value = text.partition("=")
-    if not equals or not name.strip() or name.startswith("-"):
+    # OmegaConf reads brackets and backslashes in a key as syntax, and stumbles over stray ones.
+    if not equals or not name.strip() or name.startswith("-") or any(char in name for char in "[]\\"):
         raise ConfigError(f"{text!r}: not an override; write key=value, as optimizer.lr=0.1")
-    try:
+    with _valid_yaml(repr(text), "the value is "):
         return OmegaConf.from_dotlist([f"{name.strip()}={value}"])
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{text!r}: the value is not valid YAML{_yaml_problem(error)}") from error
+
+
+@contextmanager
+def _valid_yaml(where: str, what: str = "") -> Iterator[None]:
+    """Refuses what YAML cannot read, or OmegaConf cannot hold, saying where it stands."""
+    try:
+        yield
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{text!r}: {_first_line(error)}") from error
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{where}: {key}{_first_line(error)}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: {what}not valid YAML{_yaml_problem(error)}") from error
+    except ValueError as error:  # a number without digits, as 0x_
+        raise ConfigError(f"{where}: {what}not valid YAML: {error}") from error
 
 
 def _plain(config: Any) -> dict[Any, Any]:

@@ -29,7 +29,7 @@ __all__ = [
 
 Criterion = Literal["margin", "random"]
 
-# Floats that one block of the inner products between positions may hold (256 MiB in float32).
+# Floats that one block of gradients, or of inner products between positions, may hold (256 MiB in float32).
 _BLOCK_FLOATS = 2**26
 
 
@@ -117,18 +117,25 @@ def gradient_inner_products(inputs: Tensor, output_grads: Tensor, bias: bool = T
 
 
 def _inner_products_over_positions(h: Tensor, d: Tensor, bias: bool) -> Tensor:
-    """⟨g_i, g_j⟩ for h (B, T, F) and d (B, T, C), by whichever of the two orders of summation is cheaper."""
+    """⟨g_i, g_j⟩ for h (B, T, F) and d (B, T, C), by whichever of the two orders of summation is cheaper.
+
+    Over pairs of positions: (B T)² (F + C) multiplications. Over the gradients: B C F (T + B), which is (1 + B / T)
+    times the layer's own forward pass. So the cheaper one never costs more than that, and either goes in blocks of at
+    most ``_BLOCK_FLOATS``: large vocabularies times long sequences cost no more memory than h and d themselves.
+    """
     batch, positions, features = h.shape
     classes = d.shape[-1]
     pairwise = (batch * positions) ** 2 * (features + classes)
     materialised = batch * classes * (features + 1) * (positions + batch)
     if materialised <= pairwise:
-        # (B, C F): as large as the gradients themselves, but every pair of positions is already summed.
-        gradients = torch.einsum("btc,btf->bcf", d, h).flatten(1)
-        products = gradients @ gradients.T
-        if bias:
-            bias_gradients = d.sum(1)
-            products += bias_gradients @ bias_gradients.T
+        # The gradients, (B, C F), a block of classes at a time: in them every pair of positions is already summed.
+        bias_gradients = d.sum(1)
+        products = bias_gradients @ bias_gradients.T if bias else h.new_zeros(batch, batch)
+        columns = max(1, _BLOCK_FLOATS // (batch * max(features, positions)))
+        for start in range(0, classes, columns):
+            gradients = torch.einsum("btc,btf->bcf", d[:, :, start : start + columns], h).flatten(1)
+            products.addmm_(gradients, gradients.T)
+            del gradients  # before the next block is made
         return products
     products = h.new_empty(batch, batch)
     rows = max(1, _BLOCK_FLOATS // max(1, positions * batch * positions))
@@ -154,7 +161,8 @@ def subset_gradient_norms(inner_products: Tensor, masks: Tensor) -> Tensor:
         (K,), in the dtype of ``inner_products``. An empty subset gives NaN.
     """
     members = masks.to(inner_products.dtype)
-    squares = ((members @ inner_products) * members).sum(1, dtype=torch.float64)
+    with torch.autocast(inner_products.device.type, enabled=False):  # it would take the product to half precision
+        squares = ((members @ inner_products) * members).sum(1, dtype=torch.float64)
     return (squares.clamp_min(0).sqrt() / members.sum(1, dtype=torch.float64)).to(inner_products.dtype)
 
 
@@ -171,12 +179,17 @@ def prefix_gradient_norms(inner_products: Tensor, permutations: Tensor) -> Tenso
     Returns:
         (P, N), in the dtype of ``inner_products``.
     """
-    permuted = inner_products[permutations.unsqueeze(2), permutations.unsqueeze(1)]
+    orders, length = permutations.shape
+    places = torch.arange(length, device=permutations.device, dtype=torch.int32)
+    # A sample that an order leaves out comes before nobody. Masking beats permuting, which would gather B² entries.
+    place = torch.full((orders, len(inner_products)), length, device=permutations.device, dtype=torch.int32)
+    place.scatter_(1, permutations, places.expand(orders, -1))
+    earlier = place.unsqueeze(1) < place.unsqueeze(2)
     # Float64 sums: the terms of the squared norm of a small mean gradient cancel.
-    before = permuted.tril(-1).sum(2, dtype=torch.float64)
-    own = permuted.diagonal(dim1=1, dim2=2).double()
+    before = (inner_products * earlier).sum(2, dtype=torch.float64).gather(1, permutations)
+    own = inner_products.diagonal().double()[permutations]
     squares = (own + 2 * before).cumsum(1)
-    sizes = torch.arange(1, permutations.shape[1] + 1, device=squares.device, dtype=torch.float64)
+    sizes = places.double() + 1
     return (squares.clamp_min(0).sqrt() / sizes).to(inner_products.dtype)
 
 
@@ -273,7 +286,8 @@ def select_subset(
     else:
         norms = subset_gradient_norms(inner_products, candidates.masks().to(inner_products.device))
     signed = _signed_margin(model_metric, norms.double(), averages.model, averages.gradient)
-    best = signed.abs().argmin()
+    # A zero gradient trains nothing, and where only some positions count it may belong to a loss of 0 / 0.
+    best = signed.abs().where(norms > 0, float("inf")).argmin()
     figures = torch.stack([best.double(), signed[best], norms[best].double(), norms.min().double(), norms.max()])
     model, square, pool, total, best_at, margin, norm, low, high = torch.cat([common, figures]).tolist()
 

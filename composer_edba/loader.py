@@ -70,14 +70,15 @@ class ResizableBatchSampler(Sampler[list[int]]):
         indices = iter(self.sampler)
         while True:
             number = len(self.drawn)
-            size = int(self.replay[number] if number < len(self.replay) else self.batch_size)
+            asked = int(self.replay[number] if number < len(self.replay) else self.batch_size)
+            size = asked
             if total is not None and not self.drop_last and size > 1 and total - self._seen - size == 1:
                 size += 1
             batch = list(itertools.islice(indices, size))
             if not batch or (self.drop_last and len(batch) < size):
                 self._ended = True
                 return
-            self.drawn.append(size)
+            self.drawn.append(asked)
             self._seen += len(batch)
             self._indices[number] = batch
             yield batch

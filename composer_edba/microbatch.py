@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["equal_part_size"]
+import math
+
+__all__ = ["balanced_parts", "equal_part_size", "equal_parts_may_fail"]
 
 
 def equal_part_size(samples: int, limit: int | None) -> int | None:
@@ -16,7 +18,8 @@ def equal_part_size(samples: int, limit: int | None) -> int | None:
 
     Returns:
         The size: the last part may be smaller but has two samples or more. None if that is impossible, which is so
-        only for an odd number of samples above ``limit`` 2. A limit of 1, or one sample, gives 1.
+        only where every size up to ``limit`` leaves one: odd numbers under a limit of 2, 7 or 13 under 3. A limit of
+        1, or one sample, gives 1.
     """
     if limit is None or samples <= limit:
         return samples
@@ -29,3 +32,25 @@ def equal_part_size(samples: int, limit: int | None) -> int | None:
             return size
         size -= 1
     return None
+
+
+def equal_parts_may_fail(most: int, limit: int | None) -> bool:
+    """Whether up to ``most`` samples there is a number for which :func:`equal_part_size` gives None; never an even one.
+
+    Such a number leaves one over whatever size up to ``limit`` it is divided by.
+    """
+    return limit is not None and limit > 1 and math.lcm(*range(2, limit + 1)) < most
+
+
+def balanced_parts(samples: int, limit: int | None, least: int = 2) -> list[int]:
+    """Sizes of parts of ``samples``, differing by at most one: at most ``limit`` where none gets below ``least`` by it.
+
+    Args:
+        samples: number of samples, at least 1.
+        limit: largest part that fits, at least 1; None for no limit. A limit of 1 gives ones.
+        least: smallest part, unless all samples together are fewer. Default 2.
+    """
+    least = 1 if limit == 1 else least
+    parts = 1 if limit is None else max(1, min(-(-samples // limit), samples // least))
+    size, larger = divmod(samples, parts)
+    return [size + 1] * larger + [size] * (parts - larger)

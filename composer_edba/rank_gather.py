@@ -13,7 +13,7 @@ __all__ = ["gather_rows", "gather_scores", "rank_sizes"]
 
 
 def rank_sizes(size: int, device: Device) -> list[int]:
-    """The number of samples on each rank, in the order of ranks."""
+    """What each rank passes as ``size``, in the order of ranks."""
     if dist.get_world_size() == 1:
         return [size]
     return [int(n) for n in torch.cat(list(dist.all_gather(device.tensor_to_device(torch.tensor([size]))))).tolist()]

@@ -19,7 +19,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from composer_edba.batch import batch_size, index_batch
 from composer_edba.functional import gradient_inner_products
 from composer_edba.last_layer import check_last_layer, find_last_layer, named_last_layer, positions_last
-from composer_edba.microbatch import equal_part_size
+from composer_edba.microbatch import balanced_parts
+from composer_edba.score_memory import check_score_memory
 
 __all__ = ["PoolScores", "Scorer", "without_side_effects"]
 
@@ -53,6 +54,13 @@ class PoolScores:
 class Scorer:
     """Runs scoring forwards over pools.
 
+    A sample's gradient is B times its part of the gradient of the pool's mean loss. If that is a mean over the samples,
+    it is the gradient of the sample's own loss. If it is a mean over all positions (tokens, pixels) that count, with
+    padding and ``ignore_index`` left out, a sample with n of the pool's N counts B n / N times its own mean loss: as in
+    training, where a longer sample weighs more, and not the mean of means that no training step follows. The mean over
+    the pool is then exactly the pool's gradient, and that over a subset the subset's gradient times its samples' mean n
+    over the pool's. In chunks the same holds for each chunk, as it does for Composer's microbatches.
+
     Args:
         last_layer: the layer whose gradients count, a module or its name in the model; None: the Linear or 1x1
             convolution that the first scoring forward calls last.
@@ -60,13 +68,17 @@ class Scorer:
     Attributes:
         chunk_limit: most samples in one forward; None: the whole pool at once. Batch normalisation uses the statistics
             of what goes through at once. Halved whenever memory runs out.
+        least_samples: fewest samples that may go through at once: batch normalisation needs two, ghost batch
+            normalisation as many as its ghost batch has.
     """
 
     def __init__(self, last_layer: nn.Module | str | None = None):
         self.last_layer = last_layer
         self.chunk_limit: int | None = None
+        self.least_samples = 2
         self._layer: nn.Module | None = None
         self._checked: nn.Module | None = None
+        self._shapes: tuple[torch.Size, torch.Size, torch.device] | None = None  # of the last inputs and gradients
 
     def __call__(
         self,
@@ -97,25 +109,26 @@ class Scorer:
 
         size = batch_size(batch)
         with without_side_effects(model):
-            if self._checked is not model:
-                self._prepare(model, batch, size, run)
             while True:
                 try:
+                    if self._checked is not model:
+                        self._prepare(model, batch, size, run)
                     return self._score_in_chunks(batch, size, run)
                 except RuntimeError as error:
-                    chunk = equal_part_size(size, self.chunk_limit) or size
-                    if not _is_out_of_memory(error) or chunk <= 2:
+                    chunk = max(balanced_parts(size, self.chunk_limit, self.least_samples))
+                    smaller = max(self.least_samples, chunk // 2)
+                    if not _is_out_of_memory(error) or smaller in (chunk, self.chunk_limit):
                         raise
-                    self.chunk_limit = max(2, chunk // 2)
+                    self.chunk_limit = smaller
                 # Outside the handler, whose traceback keeps the failed forward's tensors alive.
                 torch.cuda.empty_cache()
                 warnings.warn(f"scoring ran out of memory and goes on in chunks of {self.chunk_limit}", stacklevel=2)
 
     def _prepare(self, model: nn.Module, batch: Any, size: int, run: Run) -> None:
         """Find the last layer and check it and the loss, once a model: other algorithms may have changed it before."""
-        # Twice the probe must fit wherever the pool does, and batch normalisation needs two samples.
+        # Twice the probe must fit wherever a chunk does.
         most = size if self.chunk_limit is None else min(size, self.chunk_limit)
-        probe_size = min(size, max(2, min(most // 2, _PROBE_SIZE)))
+        probe_size = min(size, max(self.least_samples, min(most // 2, _PROBE_SIZE)))
         probe = index_batch(batch, torch.arange(probe_size), size)
         if isinstance(self.last_layer, str):
             self._layer = named_last_layer(model, self.last_layer)
@@ -159,22 +172,29 @@ class Scorer:
             )
 
     def _score_in_chunks(self, batch: Any, size: int, run: Run) -> PoolScores:
-        # An odd pool under a limit of two cannot be cut without a part of one; three together then.
-        chunk = equal_part_size(size, self.chunk_limit) or equal_part_size(size, 3) or size
-        if chunk >= size:
+        self._check_memory(size)
+        sizes = balanced_parts(size, self.chunk_limit, self.least_samples)
+        if len(sizes) == 1:
             return self._score(batch, size, run)
-        parts, shares = [], []
-        for start in range(0, size, chunk):
-            stop = min(start + chunk, size)
-            part = self._score(index_batch(batch, slice(start, stop), size), stop - start, run)
+        parts, shares, start = [], [], 0
+        for chunk in sizes:
+            part = self._score(index_batch(batch, slice(start, start + chunk), size), chunk, run)
+            self._check_memory(size)  # longer sequences than the last pool's show in the first part
             parts.append(part)
-            shares.append((stop - start) / size)
+            shares.append(chunk / size)
+            start += chunk
         return PoolScores(
             torch.cat([part.inputs for part in parts]),
             torch.cat([part.output_grads for part in parts]),
             torch.stack([part.model_metric * share for part, share in zip(parts, shares, strict=True)]).sum(),
             parts[0].bias,
         )
+
+    def _check_memory(self, size: int) -> None:
+        """Judge a pool by the shapes of what was scored last."""
+        assert self._shapes is not None
+        inputs, outputs, device = self._shapes
+        check_score_memory(size, outputs[1:-1].numel(), inputs[-1], outputs[-1], device)
 
     def _score(self, batch: Any, size: int, run: Run) -> PoolScores:
         layer = self._layer
@@ -213,6 +233,7 @@ class Scorer:
         if len(leaves) > 1:  # called several times: the calls are further positions
             h = [torch.cat([t.reshape(size, -1, t.shape[-1]) for t in h], 1)]
             d = [torch.cat([t.reshape(size, -1, t.shape[-1]) for t in d], 1)]
+        self._shapes = h[0].shape, d[0].shape, d[0].device
         return PoolScores(_at_least_float32(h[0]), d[0], _at_least_float32(value.detach()), layer.bias is not None)
 
 
@@ -276,6 +297,9 @@ def without_side_effects(model: nn.Module) -> Iterator[None]:
             module.training = training
         for norm in norms:
             norm.track_running_stats = True
+        # Autocast keeps half-precision copies of weights, made here without gradients, and training in the same
+        # autocast context would use them.
+        torch.clear_autocast_cache()
         with torch.no_grad():
             for (module, name, tensor, before), version in zip(buffers, versions, strict=True):
                 if tensor._version != version:

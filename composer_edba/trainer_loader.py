@@ -16,6 +16,7 @@ from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from composer_edba.loader import ResizableBatchSampler, resizable_copy
+from composer_edba.rank_gather import rank_sizes
 
 __all__ = ["TrainerLoader"]
 
@@ -31,6 +32,9 @@ class TrainerLoader:
         self.sampler: ResizableBatchSampler | None = None
         self._manages_length = False
         self._written: Time[int] | None = None  # the length that was last set here
+        self._samples: int | None = None  # in an epoch, over all ranks
+        self._shortest: int | None = None  # the same of the rank that has fewest
+        self._uneven = False  # whether the ranks' passes differ in length
 
     @property
     def resizable(self) -> bool:
@@ -39,8 +43,8 @@ class TrainerLoader:
 
     @property
     def largest_batch(self) -> int | None:
-        """Samples that this rank's pass holds, which no batch can exceed; None if unknown."""
-        return None if self.sampler is None else self.sampler.total
+        """Samples that each rank's pass holds at least, which no batch can exceed; None if unknown."""
+        return None if self.sampler is None or self.sampler.total is None else self._shortest
 
     # ---- FIT_START
 
@@ -60,7 +64,7 @@ class TrainerLoader:
         subset_batches = None if wrote_it else _subset_batches(state)
         twin = resizable_copy(loader)
         if twin is None:
-            self.sampler, self._manages_length = None, False
+            self.sampler, self._manages_length, self._samples, self._shortest = None, False, None, None
             warnings.warn(
                 f"EDBA cannot resize the batches of this train_dataloader ({_why_fixed(loader)}): it selects within "
                 "the batches it is given",
@@ -69,7 +73,8 @@ class TrainerLoader:
             return None
         self.sampler = twin.batch_sampler  # type: ignore[assignment]
         assert isinstance(self.sampler, ResizableBatchSampler)
-        self._manages_length = subset_batches is None and self._epoch_samples(state) is not None
+        self._measure_pass(state)
+        self._manages_length = subset_batches is None and self._samples is not None
         if subset_batches is not None:
             # A growing batch shortens the pass: without this the setter would clamp the user's number, and warn.
             self.sampler.least_length = subset_batches
@@ -80,13 +85,15 @@ class TrainerLoader:
         return self.sampler.batch_size
 
     def state_dict(self) -> dict[str, Any]:
-        """Sizes drawn in this pass, and the random state it began with, as plain values."""
+        """Sizes drawn in this pass, the random state it began with and what it is a pass over, as plain values."""
+        data = {"samples": self._samples, "ranks": dist.get_world_size()}
         if self.sampler is None:
-            return {"drawn": [], "rng_state": None}
+            return {"drawn": [], "rng_state": None, **data}
         state = self.sampler.pass_rng_state
         return {
             "drawn": list(self.sampler.drawn),
             "rng_state": None if state is None else base64.b64encode(state.numpy().tobytes()).decode(),
+            **data,
         }
 
     def load_state_dict(self, saved: dict[str, Any], state: State) -> None:
@@ -94,12 +101,35 @@ class TrainerLoader:
 
         Composer restores the random state of the checkpoint only after that. What it begins the pass with is right
         where nothing but the samplers drew from the global stream, so not with dropout on a CPU.
+
+        Raises:
+            ValueError: if the pass cannot be drawn again because the data or the ranks are others.
         """
-        if self.sampler is not None and int(state.timestamp.batch_in_epoch) > 0:
+        if int(state.timestamp.batch_in_epoch) == 0:
+            return
+        ranks = dist.get_world_size()
+        if (saved["samples"], saved["ranks"]) != (self._samples, ranks):
+            raise ValueError(
+                f"the checkpoint lies inside of epoch {int(state.timestamp.epoch)}, a pass over "
+                f"{_pass_words(saved['samples'], saved['ranks'])}, and train_dataloader makes one over "
+                f"{_pass_words(self._samples, ranks)}: what is left of the epoch cannot be told. Resume with the same "
+                "data set, sampler and number of ranks, or from a checkpoint that was saved at an epoch's end"
+            )
+        if self.sampler is not None:
             self.sampler.replay = saved["drawn"]
             if saved["rng_state"] is not None:
                 rng_state = bytearray(base64.b64decode(saved["rng_state"]))
                 self.sampler.replay_rng_state = torch.frombuffer(rng_state, dtype=torch.uint8)
+
+    def replay_without_state(self, size: int | None, state: State) -> None:
+        """Have a pass that ``state`` is inside of draw its batches once more, where no checkpoint says how.
+
+        Those of an earlier fit have the sizes that were drawn. Otherwise they were drawn without EDBA, by the loader
+        itself, in batches of ``size``: also if EDBA's bounds do not hold that size.
+        """
+        taken = int(state.timestamp.batch_in_epoch)
+        if self.sampler is not None and size is not None and taken > 0:
+            self.sampler.replay = list(self.sampler.drawn) or [size] * taken
 
     def resize(self, size: int) -> None:
         """Set the size of the batches drawn from now on."""
@@ -127,10 +157,10 @@ class TrainerLoader:
         if not self._manages_length:
             return
         assert self.sampler is not None
-        samples = self._epoch_samples(state)
+        samples = self._samples
         assert samples is not None
         timestamp = state.timestamp
-        epochs = int(timestamp.epoch) + int(timestamp.sample_in_epoch) / samples
+        epochs = int(timestamp.epoch) + min(1.0, int(timestamp.sample_in_epoch) / samples)
         if int(timestamp.batch) > 0 and epochs > 0:
             length = _batches_per_epoch(int(timestamp.batch), epochs)
         else:
@@ -158,21 +188,29 @@ class TrainerLoader:
 
     def _pass_is_over(self, state: State, taken: int) -> bool:
         assert self.sampler is not None
-        if self.sampler.total is not None:
+        if self.sampler.total is None:  # an IterableDataset with a length
+            assert self._samples is not None
+            return int(state.timestamp.sample_in_epoch) >= self._samples
+        if not self._uneven:
             return self.sampler.is_last(taken)
-        samples = self._epoch_samples(state)  # an IterableDataset with a length
-        return samples is not None and int(state.timestamp.sample_in_epoch) >= samples
+        # The trainer stops all ranks when the first runs out, and all must agree that the epoch has ended.
+        last = state.device.tensor_to_device(torch.tensor(int(self.sampler.is_last(taken))))
+        dist.all_reduce(last, "MAX")
+        return bool(last)
 
-    def _epoch_samples(self, state: State) -> int | None:
-        """Samples in an epoch over all ranks; None if unknown."""
+    def _measure_pass(self, state: State) -> None:
+        """Set the number of samples in an epoch; on uneven ranks it ends with the shortest one's pass."""
         assert self.sampler is not None
         total = self.sampler.total
         if total is None:
             try:
                 total = len(state.dataloader.dataset)
             except TypeError:
-                return None
-        return total * dist.get_world_size()
+                total = -1
+        totals = rank_sizes(total, state.device)
+        self._uneven = len(set(totals)) > 1
+        self._shortest = min(totals)
+        self._samples = self._shortest * len(totals) if self._shortest >= 0 else None
 
 
 def _batches_per_epoch(batches: int, epochs: float) -> int:
@@ -200,6 +238,10 @@ def _subset_batches(state: State) -> int | None:
         return None
     length = int(state.dataloader_len)
     return length if full is None or length < full else None
+
+
+def _pass_words(samples: int | None, ranks: int) -> str:
+    return f"{'an unknown number of' if samples is None else samples} samples on {ranks} rank{'s' * (ranks != 1)}"
 
 
 def _refuse_empty(loader: Any) -> None:

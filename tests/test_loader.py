@@ -23,7 +23,7 @@ def test_a_pass_draws_each_index_once_whatever_the_sizes(total, sizes, drop_last
         for number, batch in enumerate(sampler):
             batches.append(batch)
             assert sampler.indices_of(number) == batch
-            assert sampler.drawn[-1] >= len(batch)
+            assert sampler.drawn[-1] >= len(batch) - 1  # a last sample that would be alone joins
             sampler.batch_size = sizes[(number + 1) % len(sizes)]
             assert sampler.is_last(number) is False
         flat = [i for batch in batches for i in batch]

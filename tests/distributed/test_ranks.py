@@ -14,38 +14,62 @@ from union_run import MODES
 from composer_edba import reference
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
+@pytest.fixture(scope="module", params=[2, 4], ids=["2 ranks", "4 ranks"])
+def runs(request, tmp_path_factory):
+    ranks = request.param
     folder = tmp_path_factory.mktemp("ranks")
     script = Path(__file__).with_name("union_run.py")
     done = subprocess.run(
-        [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script), str(folder)],
+        [sys.executable, "-m", "composer.cli.launcher", "-n", str(ranks), str(script), str(folder)],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return {mode: [torch.load(folder / f"{mode}-rank{rank}.pt") for rank in range(2)] for mode in MODES}
+    return {mode: [torch.load(folder / f"{mode}-rank{rank}.pt") for rank in range(ranks)] for mode in MODES}
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_two_ranks_choose_one_subset_together(two_ranks, mode):
-    ranks = two_ranks[mode]
-    first, second = ranks
-    for name in ("pools", "subsets", "batch_size", "logged"):
-        assert first[name] == second[name], name
+def test_all_ranks_agree(runs):
+    for mode, ranks in runs.items():
+        for other in ranks[1:]:
+            for name in ("pools", "batch_size", "logged", "epoch_ends"):
+                assert other[name] == ranks[0][name], (mode, name)
+        for steps in zip(*(rank["steps"] for rank in ranks), strict=True):
+            # DDP averages exactly alike on all ranks.
+            assert all(torch.equal(step["gradient"], steps[0]["gradient"]) for step in steps), mode
+            assert all(torch.equal(step["weights"], steps[0]["weights"]) for step in steps), mode
+
+
+def test_uneven_ranks_end_their_epochs_together(runs):
+    ends = runs["uneven"][0]["epoch_ends"]
+    assert len(ends) >= 2
+    # The other ranks have 50 samples: an epoch ends after their second batch, of 18.
+    assert [batch for _, batch, _ in ends] == [2 * (i + 1) for i in range(len(ends))]
+
+
+def test_fsdp2_chooses_as_ddp_does(runs):
+    plain, sharded = runs["plain"][0], runs["fsdp2"][0]
+    # Up to the first update: torch 2.7 scales FSDP2's gradients by the number of ranks on gloo, with or without EDBA.
+    for name in ("model_metric", "gradient_metric"):
+        assert sharded["logged"][name][0] == pytest.approx(plain["logged"][name][0], rel=1e-5)
+    assert min(sharded["subsets"]) < 32
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "fsdp2"])
+def test_ranks_train_on_one_subset_chosen_together(runs, mode):
+    ranks = runs[mode]
+    first = ranks[0]
     assert min(first["subsets"]) < 32
     seen = set()
     points = Points(size=250, with_index=True)
     model = classifier(dropout=0.0, batch_norm=False)
     parameters = list(model.parameters())
-    for number, (a, b) in enumerate(zip(first["steps"], second["steps"], strict=True)):
-        assert torch.equal(a["gradient"], b["gradient"])
-        assert torch.equal(a["weights"], b["weights"])
+    for number, steps in enumerate(zip(*(rank["steps"] for rank in ranks), strict=True)):
+        a = steps[0]
         # A single process with the union of the chosen subsets has the same gradient.
-        union = torch.cat([a["samples"], b["samples"]])
+        union = torch.cat([step["samples"] for step in steps])
         nn.utils.vector_to_parameters(a["weights"], parameters)
         batch = [torch.stack([points[i][0] for i in union]), points.y[union]]
         model.zero_grad()
@@ -57,7 +81,7 @@ def test_two_ranks_choose_one_subset_together(two_ranks, mode):
         assert first["logged"]["gradient_metric"][number] == pytest.approx(float(last), rel=1e-3)
         seen.update(union.tolist())
         assert first["logged"]["distinct_samples"][number] == len(seen)
-    assert first["logged"]["samples_trained"][-1] == 2 * sum(first["subsets"])
+    assert first["logged"]["samples_trained"][-1] == sum(sum(rank["subsets"]) for rank in ranks)
     model_average, gradient_average = first["logged"]["model_metric"][0], first["logged"]["gradient_metric"][0]
     step_1 = (first["logged"]["model_metric"][1], first["logged"]["gradient_metric"][1])
     expected = reference.margin(*step_1, model_average, gradient_average)

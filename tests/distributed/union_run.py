@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from composer.core import Algorithm, Event
 from composer.utils import dist
-from torch.utils.data import DataLoader
+from composer.utils.parallelism import FSDP2Config
+from torch.utils.data import DataLoader, DistributedSampler
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_runs import Points, Watch, classifier, logged, trainer
@@ -34,18 +35,36 @@ class Gradients(Algorithm):
             self.steps.append(
                 {
                     "samples": self.samples.clone(),
-                    "gradient": torch.cat([p.grad.flatten() for p in weights.values()]),
-                    "weights": torch.cat([p.detach().flatten() for p in weights.values()]),
+                    "gradient": torch.cat([full(p.grad).flatten() for p in weights.values()]),
+                    "weights": torch.cat([full(p.detach()).flatten() for p in weights.values()]),
                 }
             )
 
 
-MODES = ("plain", "microbatches", "multi_auto_sync", "noise_scale")
+MODES = ("plain", "microbatches", "multi_auto_sync", "noise_scale", "uneven", "fsdp2")
+
+
+class Uneven(DistributedSampler):
+    """Rank 0 has 21 samples more than the others."""
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.epoch)
+        order = torch.randperm(250, generator=generator).tolist()
+        cut = [0] + [250 // self.num_replicas + 21 + i * 50 for i in range(self.num_replicas)]
+        return iter(order[cut[self.rank] : cut[self.rank + 1]][: len(self)])
+
+    def __len__(self):
+        return 50 if self.rank else 71
+
+
+def full(tensor):
+    """All of a sharded tensor."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def train(mode, path):
     data = Points(size=250, with_index=True)
-    sampler = dist.get_sampler(data, shuffle=True)
+    sampler = Uneven(data) if mode == "uneven" else dist.get_sampler(data, shuffle=True)
     loader = DataLoader(data, batch_size=32, sampler=sampler)
     watch, gradients = Watch(), Gradients()
     edba = EDBA(min_subset_size=4, batch_size_policy="noise_scale" if mode == "noise_scale" else "margin")
@@ -54,19 +73,24 @@ def train(mode, path):
         loader=loader,
         model=classifier(dropout=0.0, batch_norm=False),
         callbacks=[watch],
-        max_duration="6ep",
+        # In samples the trainer ends an epoch only if the length says so on every rank.
+        max_duration="800sp" if mode == "uneven" else "6ep",
         dist_timeout=60.0,
         device_train_microbatch_size=7 if mode == "microbatches" else None,
+        parallelism_config={"fsdp": FSDP2Config()} if mode == "fsdp2" else None,
         ddp_sync_strategy="multi_auto_sync" if mode == "multi_auto_sync" else None,
     )
+    if mode == "fsdp2":
+        assert run.state.fsdp_enabled
     run.fit()
-    names = ("margin", "model_metric", "gradient_metric", "distinct_samples", "samples_trained", "subset_size")
+    names = ("margin", "model_metric", "gradient_metric", "distinct_samples", "samples_trained")
     torch.save(
         {
             "steps": gradients.steps,
             "pools": watch.pools,
             "subsets": watch.subsets,
             "batch_size": edba.batch_size,
+            "epoch_ends": watch.epoch_ends,
             "logged": {name: logged(run, f"edba/{name}") for name in names},
         },
         path,

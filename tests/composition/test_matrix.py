@@ -1,0 +1,34 @@
+"""EDBA beside every algorithm of Composer, in both orders; docs/composition.md is made from these runs."""
+
+from pathlib import Path
+
+import pytest
+from pairs import PAIRS, composer_algorithms
+from run_pair import MICROBATCH, run_pair
+from table import PAGE, table
+
+pytestmark = pytest.mark.filterwarnings("ignore:GyroDropout is not implemented", "ignore:S.. has known issues")
+
+
+def expected(key):
+    return "yes" if PAIRS[key].refused is None else "refused"
+
+
+def test_every_algorithm_of_composer_is_in_the_matrix():
+    assert {pair.name for pair in PAIRS.values()} == composer_algorithms()
+
+
+@pytest.mark.parametrize("edba_first", [True, False], ids=["edba-first", "edba-last"])
+@pytest.mark.parametrize("key", PAIRS)
+def test_pair(key, edba_first):
+    assert run_pair(key, edba_first) == expected(key)
+
+
+@pytest.mark.parametrize("key", [key for key in PAIRS if expected(key) == "yes" and PAIRS[key].microbatches])
+def test_pair_in_microbatches(key):
+    assert run_pair(key, True, MICROBATCH) == "yes"
+
+
+def test_the_committed_table_is_what_the_runs_say():
+    path = Path(__file__).parents[2] / PAGE
+    assert path.read_text() == table(), "stale: run `python tests/composition/table.py`"
