@@ -9,12 +9,12 @@ import pytest
 import torch
 from small_runs import Points, classifier
 from torch import nn
-from union_run import MODES
+from union_run import CUT, MODES
 
 from composer_edba import reference
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["2 ranks", "4 ranks"])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids=["2 ranks", "4 ranks"])
 def runs(request, tmp_path_factory):
     ranks = request.param
     folder = tmp_path_factory.mktemp("ranks")
@@ -57,7 +57,17 @@ def test_fsdp2_chooses_as_ddp_does(runs):
     assert min(sharded["subsets"]) < 32
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "fsdp2"])
+def test_resumed_in_mid_epoch_the_ranks_end_bitwise_as_if_uninterrupted(runs):
+    for whole, resumed in zip(runs["plain"], runs["resumed"], strict=True):
+        assert resumed["subsets"] == whole["subsets"][CUT:]
+        assert resumed["epoch_ends"] == [end for end in whole["epoch_ends"] if end[1] > CUT]
+        for a, b in zip(whole["steps"][CUT:], resumed["steps"], strict=True):
+            assert all(torch.equal(a[name], b[name]) for name in ("samples", "gradient", "weights"))
+        for name, values in whole["logged"].items():
+            assert resumed["logged"][name] == values[CUT:], name
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("fsdp2", "resumed")])
 def test_ranks_train_on_one_subset_chosen_together(runs, mode):
     ranks = runs[mode]
     first = ranks[0]

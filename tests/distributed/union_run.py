@@ -41,7 +41,8 @@ class Gradients(Algorithm):
             )
 
 
-MODES = ("plain", "microbatches", "multi_auto_sync", "noise_scale", "uneven", "fsdp2")
+MODES = ("plain", "microbatches", "multi_auto_sync", "noise_scale", "uneven", "fsdp2", "resumed")
+CUT = 6  # the batch whose checkpoint is resumed from, in the middle of the second epoch
 
 
 class Uneven(DistributedSampler):
@@ -62,7 +63,7 @@ def full(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def train(mode, path):
+def train(mode, folder):
     data = Points(size=250, with_index=True)
     sampler = Uneven(data) if mode == "uneven" else dist.get_sampler(data, shuffle=True)
     loader = DataLoader(data, batch_size=32, sampler=sampler)
@@ -79,6 +80,10 @@ def train(mode, path):
         device_train_microbatch_size=7 if mode == "microbatches" else None,
         parallelism_config={"fsdp": FSDP2Config()} if mode == "fsdp2" else None,
         ddp_sync_strategy="multi_auto_sync" if mode == "multi_auto_sync" else None,
+        save_folder=str(folder / "checkpoints") if mode == "plain" else None,
+        save_interval=f"{CUT}ba",
+        save_filename="ba{batch}.pt",
+        load_path=str(folder / "checkpoints" / f"ba{CUT}.pt") if mode == "resumed" else None,
     )
     if mode == "fsdp2":
         assert run.state.fsdp_enabled
@@ -93,7 +98,7 @@ def train(mode, path):
             "epoch_ends": watch.epoch_ends,
             "logged": {name: logged(run, f"edba/{name}") for name in names},
         },
-        path,
+        folder / f"{mode}-rank{dist.get_global_rank()}.pt",
     )
 
 
@@ -101,4 +106,4 @@ if __name__ == "__main__":
     dist.initialize_dist("cpu", timeout=60.0)
     torch.set_num_threads(1)
     for mode in MODES:
-        train(mode, Path(sys.argv[1]) / f"{mode}-rank{dist.get_global_rank()}.pt")
+        train(mode, Path(sys.argv[1]))
