@@ -1,4 +1,4 @@
-"""docs/composition.md, from the runs of the matrix. ``python tests/composition/table.py`` writes it anew."""
+"""docs/composition.md and README's extract, from the runs of the matrix. ``python tests/composition/table.py`` writes them."""
 
 import re
 import sys
@@ -59,6 +59,27 @@ def table() -> str:
     )
 
 
+def readme_block(page: str) -> str:
+    """The matrix in short, for README, from the page."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
+    ]
+    notes = {name: note for name, outcome, *_, note in rows if outcome == "refused"}
+    runs = [name for name, outcome, *_ in rows if outcome == "yes"]
+    return (
+        "| with EDBA | algorithms |\n|---|---|\n"
+        f"| runs, in both orders | {', '.join(runs)} |\n"
+        f"| refused, with the reason | {'; '.join(f'{name} ({note})' for name, note in notes.items())} |\n"
+    )
+
+
+def in_readme(text: str, block: str) -> str:
+    """README's text with the block between its markers."""
+    begin, end = "<!-- composition: begin -->\n", "<!-- composition: end -->"
+    before, _, rest = text.partition(begin)
+    return before + begin + block + end + rest.partition(end)[2]
+
+
 def _plain(pattern: str) -> str:
     return re.sub(r"\.\*", "…", pattern)
 
@@ -68,4 +89,6 @@ if __name__ == "__main__":
     path = Path(__file__).parents[2] / PAGE
     path.parent.mkdir(exist_ok=True)
     path.write_text(table())
-    print(path)
+    readme = path.parents[1] / "README.md"
+    readme.write_text(in_readme(readme.read_text(), readme_block(path.read_text())))
+    print(path, readme)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pairs import PAIRS, composer_algorithms
 from run_pair import MICROBATCH, run_pair
-from table import PAGE, table
+from table import PAGE, in_readme, readme_block, table
 
 pytestmark = pytest.mark.filterwarnings("ignore:GyroDropout is not implemented", "ignore:S.. has known issues")
 
@@ -32,3 +32,5 @@ def test_pair_in_microbatches(key):
 def test_the_committed_table_is_what_the_runs_say():
     path = Path(__file__).parents[2] / PAGE
     assert path.read_text() == table(), "stale: run `python tests/composition/table.py`"
+    readme = (path.parents[1] / "README.md").read_text()
+    assert in_readme(readme, readme_block(path.read_text())) == readme, "stale: run `python tests/composition/table.py`"
