@@ -181,6 +181,8 @@ def test_there_are_runs_for_every_benchmark_data_set():
         "cifar10/preresnet56_baseline.yaml",
         "cifar10/resnet9_edba.yaml",
         "cifar10/resnet9_baseline.yaml",
+        "cifar10/resnet9_recipe_edba.yaml",
+        "cifar10/resnet9_recipe_baseline.yaml",
         "cifar100/preresnet56_edba.yaml",
         "cifar100/preresnet56_baseline.yaml",
     }
@@ -206,8 +208,7 @@ def test_every_key_line_of_a_file_has_a_comment(path):
 def test_a_baseline_is_the_twin_without_edba(path):
     twin = path.with_stem(path.stem.replace("edba", "baseline"))
     ours, theirs = yaml.safe_load(path.read_text()), yaml.safe_load(twin.read_text())
-    assert list(ours.pop("algorithms")) == ["edba"]
-    assert theirs.pop("algorithms") == {}
+    ours["algorithms"].pop("edba")
     assert ours["trainer"].pop("run_name") != theirs["trainer"].pop("run_name")
     assert ours == theirs
 

@@ -1,4 +1,4 @@
-"""docs/composition.md and README's extract, from the runs of the matrix. ``python tests/composition/table.py`` writes them."""
+"""docs/composition.md and README's extract, from the runs of the matrix; ``python tests/composition/table.py``."""
 
 import re
 import sys
