@@ -1,15 +1,19 @@
 # make quickstart   train the digits with EDBA, from nothing, and show what happened
-# make test         lint, types and all tests that need no data beside the repository
+# make test         lint, types and the tests
+# make test-slow    the tests marked slow: 20,000 steps, 4 ranks, kills, compilation
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-slow lint clean
 
 quickstart: .venv/installed
 	$(BIN)/composer -n 1 -m composer_edba.train yamls/digits/edba.yaml
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -q -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .
