@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from composer_edba import EDBA
 from composer_edba.batch import batch_size, index_batch
 from composer_edba.functional import Averages, select_subset
+from composer_edba.microbatch import balanced_parts
 from composer_edba.scoring import Scorer
 
 BATCH = 32
@@ -71,7 +72,7 @@ def test_inner_products_are_those_of_brute_force_gradients(name, limit):
     # In chunks each one's mean counts by its samples, as in Composer's microbatches.
     scorer.chunk_limit = limit
     chunked = scorer(model, batch, lambda outputs, batch: model.loss(outputs, batch))
-    parts = [index_batch(batch, torch.arange(s, min(s + 7, BATCH)), BATCH) for s in range(0, BATCH, 7)]
+    parts = [index_batch(batch, part, BATCH) for part in torch.arange(BATCH).split(balanced_parts(BATCH, limit))]
     counts = counted_positions(task, batch)
     factors = torch.cat([(counts.mean() / counted_positions(task, p).mean()).expand(batch_size(p)) for p in parts])
     assert ((chunked.inner_products() - expected * factors.outer(factors)).abs() <= 1e-4 * scale).all()
