@@ -61,7 +61,7 @@ def fork(action):
 def readable(path):
     try:
         torch.load(path, weights_only=False)
-    except (RuntimeError, EOFError):
+    except (RuntimeError, EOFError, OSError):  # an empty file, a cut one
         return False
     return True
 
