@@ -1,10 +1,14 @@
 # make quickstart   train the digits with EDBA, from nothing, and show what happened
 # make test         lint, types and the tests
 # make test-slow    the tests marked slow: 20,000 steps, 4 ranks, kills, compilation
+# make test-today   the tests that need no Composer, on today's torch: base and `ignite` alone
+# make docs         the documentation, in site/
+# make wheel        wheel and source archive, in dist/, and the wheel tried in an empty environment
 PYTHON ?= python3
 BIN := .venv/bin
+TODAY := .venv-today/bin
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow test-today lint docs wheel clean
 
 quickstart: .venv/installed
 	$(BIN)/composer -n 1 -m composer_edba.train yamls/digits/edba.yaml
@@ -14,6 +18,17 @@ test: lint
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q -m slow
+
+test-today: .venv-today/installed
+	$(TODAY)/python -m pytest -q -rs -m "not slow"
+
+docs: .venv/installed
+	$(BIN)/mkdocs build --quiet --strict
+
+wheel: .venv/installed
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	./scripts/try_wheel dist/*.whl
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -27,5 +42,11 @@ lint: .venv/installed
 	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	touch $@
 
+# Plain pip: it takes a build of torch from wherever it is configured to look.
+.venv-today/installed: pyproject.toml constraints-today.txt
+	$(PYTHON) -m venv .venv-today
+	$(TODAY)/python -m pip install --quiet --disable-pip-version-check -c constraints-today.txt -e '.[ignite,test]'
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-today site build dist *.egg-info

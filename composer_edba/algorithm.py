@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from composer.core import Algorithm, Event, Precision, State, get_precision_context
 from composer.loggers import Logger
 from composer.models import ComposerModel
@@ -27,15 +26,15 @@ from composer_edba.composition import check_algorithms, check_ghost_batches, gho
 from composer_edba.distinct import DistinctSamples
 from composer_edba.functional import Criterion, Selection
 from composer_edba.microbatch import equal_part_size, equal_parts_may_fail
-from composer_edba.rank_gather import gather_rows, gather_scores, rank_sizes
+from composer_edba.pool_selection import step_generator
+from composer_edba.rank_gather import rank_sizes
+from composer_edba.ranks import gather_rows, gather_scores
+from composer_edba.scaling import scaled_images
 from composer_edba.scoring import Scorer
 from composer_edba.selection import SubsetSelector
 from composer_edba.trainer_loader import TrainerLoader
 
 __all__ = ["EDBA"]
-
-# Distinguishes this algorithm's random stream from others that are seeded from the same run.
-_STREAM = 0xEDBA
 
 
 class EDBA(Algorithm):
@@ -392,7 +391,7 @@ class EDBA(Algorithm):
         selection = self._selector.select(
             inner_products,
             model_metric,
-            _step_generator(state),
+            step_generator(int(state.rank_zero_seed), int(state.timestamp.batch)),
             # An even number can always be cut into microbatches none of which has one sample, also once the trainer,
             # out of memory, has halved it.
             size_multiple=2 if state.auto_microbatching or equal_parts_may_fail(max(sizes), self._limit) else 1,
@@ -443,14 +442,9 @@ class EDBA(Algorithm):
 
         key = default_input_key(batch) if self.input_key is None else self.input_key
         images = batch_get(batch, key)
-        modes = {3: "linear", 4: "bilinear", 5: "trilinear"}
-        if not isinstance(images, Tensor) or images.ndim not in modes:
-            found = f"a {images.ndim}-D tensor" if isinstance(images, Tensor) else f"a {type(images).__name__}"
-            raise ValueError(
-                f"scale_factor is {self.scale_factor}, but the input at key {key!r} is {found}: only inputs with 1 to "
-                "3 spatial dimensions (3-D to 5-D) can be scaled. Use scale_factor=1, or name the images by input_key"
-            )
-        smaller = F.interpolate(images, scale_factor=self.scale_factor, mode=modes[images.ndim], align_corners=False)
+        smaller = scaled_images(
+            images, self.scale_factor, what=f"the input at key {key!r}", advice=", or name the images by input_key"
+        )
         return batch_set(copy.copy(batch), key, smaller)
 
     @property
@@ -522,12 +516,6 @@ class EDBA(Algorithm):
 
 def _has_target(batch: Any) -> bool:
     return isinstance(batch, (list, tuple)) and len(batch) > 1 and isinstance(batch[1], (Tensor, np.ndarray))
-
-
-def _step_generator(state: State) -> torch.Generator:
-    """A stream that depends on seed and batch alone: nothing to save, no global stream touched, equal on all ranks."""
-    seed = np.random.SeedSequence([_STREAM, int(state.rank_zero_seed), int(state.timestamp.batch)])
-    return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
 def _leave_averaged_weights(state: State) -> None:

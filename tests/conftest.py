@@ -1,5 +1,6 @@
 """Settings that every test needs."""
 
+import importlib.util
 import os
 
 # Two cores: more threads than cores make small networks many times slower.
@@ -13,6 +14,61 @@ torch.set_num_threads(1)
 
 settings.register_profile("shared_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared_machine")
+
+
+# Where Composer cannot be installed (torch 2.7.1 and later), the tests of what needs it are skipped, and no others.
+WITHOUT_COMPOSER = importlib.util.find_spec("composer") is None
+_COMPOSERS = {"composer", "omegaconf", "torchvision", "torchmetrics", "matplotlib", "transformers", "yaml", "psutil"}
+
+
+def _missing(error):
+    """The package of Composer's that an error comes from, if it does."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _COMPOSERS:
+            return error.name
+        error = error.__cause__
+    return None
+
+
+def _skip_without(error, **kwargs):
+    if WITHOUT_COMPOSER and (name := _missing(error)) is not None:
+        pytest.skip(f"{name} is not installed, nor is Composer", **kwargs)
+
+
+class _Module(pytest.Module):
+    """A test module that is skipped, with the reason, if it cannot be imported without Composer."""
+
+    def collect(self):
+        try:
+            return list(super().collect())
+        except self.CollectError as error:
+            _skip_without(error, allow_module_level=True)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    """Skip at collection what needs Composer, but only where Composer is missing as a whole."""
+    return _Module.from_parent(parent, path=module_path) if WITHOUT_COMPOSER else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Skip a test that turns out to need Composer while it runs."""
+    try:
+        return (yield)
+    except ImportError as error:
+        _skip_without(error)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    """The same for what a test is given."""
+    try:
+        return (yield)
+    except ImportError as error:
+        _skip_without(error)
+        raise
 
 
 @pytest.fixture(autouse=True)

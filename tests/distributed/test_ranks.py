@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from gather_run import rank_scores
 from small_runs import Points, classifier
 from torch import nn
 from union_run import CUT, MODES
 
 from composer_edba import reference
+from composer_edba.reference import last_layer_gradients
+
+HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids=["2 ranks", "4 ranks"])
-def runs(request, tmp_path_factory):
-    ranks = request.param
-    folder = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).with_name("union_run.py")
+def launch(script, ranks, folder):
     done = subprocess.run(
-        [sys.executable, "-m", "composer.cli.launcher", "-n", str(ranks), str(script), str(folder)],
+        [sys.executable, "-m", "composer.cli.launcher", "-n", str(ranks), str(HERE / script), str(folder)],
         capture_output=True,
         text=True,
         timeout=600,
@@ -28,7 +28,23 @@ def runs(request, tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids=["2 ranks", "4 ranks"])
+def runs(request, tmp_path_factory):
+    ranks = request.param
+    folder = tmp_path_factory.mktemp("ranks")
+    launch("union_run.py", ranks, folder)
     return {mode: [torch.load(folder / f"{mode}-rank{rank}.pt") for rank in range(ranks)] for mode in MODES}
+
+
+def test_sequences_may_be_longer_on_one_rank_than_on_another(tmp_path):
+    launch("gather_run.py", 2, tmp_path)
+    gradients = torch.cat([last_layer_gradients(s.inputs, s.output_grads) for s in map(rank_scores, (0, 1))])
+    for rank in (0, 1):
+        gathered = torch.load(tmp_path / f"gathered{rank}.pt")
+        torch.testing.assert_close(gathered["products"], gradients @ gradients.T, rtol=1e-4, atol=1e-4)
+        assert float(gathered["metric"]) == pytest.approx((5 * 1 + 4 * 2) / 9)
 
 
 def test_all_ranks_agree(runs):

@@ -1,0 +1,172 @@
+"""EDBA in a loop written by hand."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch_runs import loader, net, points, prescribe_sizes, sgd
+
+from composer_edba.subset_loader import SubsetLoader
+
+LOSS = nn.CrossEntropyLoss()
+
+
+def train(subsets, model, optimizer, epochs=1, stop=None):
+    """Returns the indices of the samples trained on, by step; stops after ``stop`` steps."""
+    steps = []
+    for _ in range(epochs):
+        for x, y in subsets:
+            optimizer.zero_grad()
+            LOSS(model(x), y).backward()
+            optimizer.step()
+            steps.append(x[:, 0].long().tolist())
+            if len(steps) == stop:
+                return steps
+    return steps
+
+
+def test_a_loop_trains_on_chosen_subsets():
+    model, data = net(), loader()
+    subsets = SubsetLoader(data, model, LOSS)
+    steps = train(subsets, model, sgd(model), epochs=4)
+    assert len(steps[0]) == 64
+    assert 10 <= min(map(len, steps)) < 64
+    assert subsets.figures["samples_trained"] == sum(map(len, steps))
+    assert subsets.figures["samples_scored"] == 4 * 256
+    assert subsets.figures["distinct_samples"] == len({index for step in steps for index in step})
+    assert data.batch_size == 64
+    assert type(data.batch_sampler) is BatchSampler
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_pass_sees_each_sample_once(monkeypatch, workers):
+    prescribe_sizes(monkeypatch, [64, 20, 11, 128])
+    model = net()
+    # No pool is larger than the smallest subset, so all of each is yielded.
+    subsets = SubsetLoader(loader(num_workers=workers), model, LOSS, min_subset_size=200)
+    sizes = set()
+    for _ in range(4):
+        steps = train(subsets, model, sgd(model))
+        assert sorted(index for step in steps for index in step) == list(range(256))
+        sizes |= set(map(len, steps))
+    assert len(sizes) > 2
+
+
+def test_the_loop_is_that_of_ignite():
+    engine = pytest.importorskip("ignite.engine", reason="PyTorch Ignite is not installed")
+    from composer_edba.ignite import EDBAHandler
+
+    first, second = net(), net()
+    data = loader()
+    torch.manual_seed(3)
+    train(SubsetLoader(data, first, LOSS, seed=1), first, sgd(first), epochs=6)
+    trainer = engine.create_supervised_trainer(second, sgd(second), LOSS)
+    EDBAHandler(second, LOSS, seed=1).attach(trainer, data)
+    torch.manual_seed(3)
+    trainer.run(data, max_epochs=6)
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loop_resumed_at_any_batch_ends_as_the_whole_one(monkeypatch, workers):
+    prescribe_sizes(monkeypatch, [64, 20, 11, 128, 37])
+
+    def parts():
+        model = net(dropout=0.0)
+        return model, sgd(model), SubsetLoader(loader(num_workers=workers), model, LOSS)
+
+    model, optimizer, subsets = parts()
+    torch.manual_seed(3)
+    steps, saved, passes = [], [], []
+    for number in range(3):
+        for x, y in subsets:
+            optimizer.zero_grad()
+            LOSS(model(x), y).backward()
+            optimizer.step()
+            steps.append(x[:, 0].long().tolist())
+            passes.append(number)
+            everything = [model.state_dict(), optimizer.state_dict(), subsets.state_dict(), torch.get_rng_state()]
+            saved.append(copy.deepcopy(everything))
+    for done, (weights, momentum, state, random_state) in enumerate(saved, 1):
+        twin, other, rest = parts()
+        twin.load_state_dict(weights)
+        other.load_state_dict(momentum)
+        rest.load_state_dict(state)
+        torch.set_rng_state(random_state)
+        over = done == len(passes) or passes[done] != passes[done - 1]
+        epochs = 2 - passes[done - 1] + (not over)
+        assert train(rest, twin, other, epochs) == steps[done:], done
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(twin.state_dict()[name], tensor), (done, name)
+
+
+def test_a_loop_that_breaks_off_begins_a_new_pass(monkeypatch):
+    prescribe_sizes(monkeypatch, [64, 20])
+    model = net()
+    subsets = SubsetLoader(loader(), model, LOSS, min_subset_size=200)
+    assert len(train(subsets, model, sgd(model), stop=2)) == 2
+    steps = train(subsets, model, sgd(model))
+    assert sorted(index for step in steps for index in step) == list(range(256))
+
+
+def test_split_and_forward():
+    class Renamed(TensorDataset):
+        def __getitem__(self, index):
+            x, y = super().__getitem__(index)
+            return {"points": x, "labels": y, "name": str(index)}
+
+    model = net()
+    subsets = SubsetLoader(
+        DataLoader(Renamed(*points().tensors), batch_size=64),
+        model,
+        lambda output, target: LOSS(output["logits"], target),
+        split=lambda batch: (batch["points"], batch["labels"]),
+        forward=lambda model, x: {"logits": model(x)},
+        last_layer=model.fc,
+    )
+    batches = [batch for _ in range(3) for batch in subsets]
+    assert min(len(batch["labels"]) for batch in batches) < 64
+    for batch in batches:
+        assert batch["name"] == [str(int(index)) for index in batch["points"][:, 0]]
+    with pytest.raises(ValueError, match="the batch is a dict, not a pair"):
+        next(iter(SubsetLoader(subsets._given, model, LOSS)))
+
+
+def test_the_candidates_depend_on_the_seed_alone():
+    def run(seed):
+        model = net(dropout=0.0)
+        torch.manual_seed(seed)
+        data = loader(shuffle=False)
+        return train(SubsetLoader(data, model, LOSS, seed=5), model, sgd(model), epochs=2)
+
+    assert run(1) == run(2)
+
+
+def test_what_a_user_expects_of_a_loader():
+    model, data = net(), loader()
+    subsets = SubsetLoader(data, model, LOSS)
+    assert (len(subsets), subsets.batch_size) == (4, 64)
+    assert subsets.dataset is data.dataset
+    assert subsets.sampler is data.sampler
+    assert subsets.figures == {}
+
+
+def test_loaders_that_cannot_be_resized_or_are_empty():
+    model = net()
+
+    class Own(BatchSampler):
+        pass
+
+    own = Own(RandomSampler(range(256)), 64, False)
+    with pytest.warns(UserWarning, match="cannot resize the batches of this loader, a DataLoader"):
+        subsets = SubsetLoader(DataLoader(points(), batch_sampler=own), model, LOSS)
+    steps = train(subsets, model, sgd(model), epochs=3)
+    assert subsets.batch_size is None
+    assert min(map(len, steps)) < 64
+    with pytest.raises(ValueError, match="the loader is empty"):
+        SubsetLoader(loader(size=10, drop_last=True), model, LOSS)
+    with pytest.raises(TypeError, match="unknown setting 'start'"):
+        SubsetLoader(loader(), model, LOSS, start=0.5)
