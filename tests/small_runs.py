@@ -99,21 +99,3 @@ def logged(trainer, name):
     """The values of metric ``name`` in the order they were logged."""
     (logger,) = [d for d in trainer.logger.destinations if isinstance(d, InMemoryLogger)]
     return [float(np.asarray(value)) for _, value in logger.data.get(name, [])]
-
-
-class Schedule:
-    """A batch-size policy that follows a list, for tests of the loader."""
-
-    def __init__(self, sizes):
-        self.sizes, self.step, self.size = list(sizes), 0, int(sizes[0])
-
-    def update(self, observation):
-        self.step += 1
-        self.size = int(self.sizes[self.step % len(self.sizes)])
-        return self.size
-
-    def state_dict(self):
-        return {"step": self.step, "size": self.size}
-
-    def load_state_dict(self, state):
-        self.step, self.size = state["step"], state["size"]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from composer import Trainer
-from small_runs import Schedule, Watch, logged, points_loader, trainer
+from small_runs import Watch, logged, points_loader, trainer
+from torch_runs import Sizes
 
 from composer_edba import EDBA
 
@@ -33,7 +34,7 @@ def run(folder, *, workers, duration, policy, load=None, save=None, algorithms=N
 @pytest.mark.parametrize("policy", ["scheduled", "margin", "noise_scale", "fixed"])
 def test_resumed_in_mid_epoch_it_ends_bitwise_equal(tmp_path, monkeypatch, workers, policy):
     if policy == "scheduled":
-        monkeypatch.setattr("composer_edba.algorithm.make_policy", lambda *args, **kwargs: Schedule(WILD))
+        monkeypatch.setattr("composer_edba.algorithm.make_policy", lambda *args, **kwargs: Sizes(WILD))
     name = "margin" if policy == "scheduled" else policy
     whole, watch, edba = run(tmp_path / "whole", workers=workers, duration="4ep", policy=name, save="1ba")
     ends = [batch for _, batch, _ in watch.epoch_ends]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from composer.core import Time, TimeUnit
 from composer.optim import CosineAnnealingScheduler, LinearWithWarmupScheduler, MultiStepScheduler
-from small_runs import Points, Schedule, Watch, epochs_before_steps, logged, points_loader, trainer
+from small_runs import Points, Watch, epochs_before_steps, logged, points_loader, trainer
 from torch.utils.data import DataLoader, Subset
+from torch_runs import Sizes
 
 from composer_edba import EDBA
 
@@ -19,7 +20,7 @@ def scheduled(monkeypatch):
     """Makes EDBA follow a list of batch sizes."""
 
     def use(sizes):
-        monkeypatch.setattr("composer_edba.algorithm.make_policy", lambda *args, **kwargs: Schedule(sizes))
+        monkeypatch.setattr("composer_edba.algorithm.make_policy", lambda *args, **kwargs: Sizes(sizes))
         return EDBA()
 
     return use

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import Points, Schedule, Watch, classifier, logged, points_loader, trainer
+from small_runs import Points, Watch, classifier, logged, points_loader, trainer
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
+from torch_runs import Sizes
 
 from composer_edba import EDBA
 
@@ -266,7 +267,7 @@ def test_another_number_of_ranks_is_refused_in_mid_epoch_and_right_from_its_end_
 def test_a_second_fit_in_mid_epoch_goes_on_with_the_same_pass(monkeypatch, batches):
     """The trainer skips the batches of the pass so far, which must have the sizes they had."""
     sizes = [64, 100, 30, 17, 12, 70, 10]
-    monkeypatch.setattr("composer_edba.algorithm.make_policy", lambda *args, **kwargs: Schedule(sizes))
+    monkeypatch.setattr("composer_edba.algorithm.make_policy", lambda *args, **kwargs: Sizes(sizes))
     watch = Watch()
     run = trainer([EDBA()], loader=points_loader(with_index=True), callbacks=[watch], max_duration=f"{batches}ba")
     run.fit()

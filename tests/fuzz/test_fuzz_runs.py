@@ -12,9 +12,10 @@ from composer.optim import MultiStepScheduler
 from counter import ran
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import CLASSES, FEATURES, Points, Schedule, epochs_before_steps, logged, trainer
+from small_runs import CLASSES, FEATURES, Points, epochs_before_steps, logged, trainer
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
+from torch_runs import Sizes
 
 import composer_edba.algorithm
 from composer_edba import EDBA
@@ -111,7 +112,7 @@ def following(sizes):
     if sizes:
 
         def schedule(name, size, minimum, maximum, ranks=1):
-            return Schedule([min(max(s, minimum), maximum) for s in sizes])
+            return Sizes([min(max(s, minimum), maximum) for s in sizes])
 
         composer_edba.algorithm.make_policy = schedule
     try:

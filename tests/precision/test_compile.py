@@ -3,8 +3,9 @@
 import pytest
 import torch
 from composer import Event
-from small_runs import Schedule, Watch, classifier, trainer
+from small_runs import Watch, classifier, trainer
 from torch._dynamo.utils import counters
+from torch_runs import Sizes
 
 from composer_edba import EDBA
 
@@ -58,7 +59,7 @@ class GraphsEachStep(Watch):
 
 @pytest.mark.parametrize("limit", [None, 24])
 def test_no_graph_is_added_by_scoring_or_by_new_sizes(monkeypatch, limit):
-    monkeypatch.setattr("composer_edba.algorithm.make_policy", lambda *args, **kwargs: Schedule(SIZES))
+    monkeypatch.setattr("composer_edba.algorithm.make_policy", lambda *args, **kwargs: Sizes(SIZES))
     backend, edba = Counting(), EDBA(min_subset_size=8)
     watch, compiled = GraphsEachStep(backend), graphs_around_scoring(edba, backend)
     run = trainer(
