@@ -73,7 +73,22 @@ def test_fsdp2_chooses_as_ddp_does(runs):
     assert min(sharded["subsets"]) < 32
 
 
-def test_resumed_in_mid_epoch_the_ranks_end_bitwise_as_if_uninterrupted(runs):
+def test_resumed_in_mid_epoch_the_ranks_go_on_as_if_uninterrupted(runs):
+    for whole, resumed in zip(runs["plain"], runs["resumed"], strict=True):
+        assert resumed["pools"][1:] == whole["pools"][CUT + 1 :]
+        a, b = whole["steps"][CUT], resumed["steps"][0]
+        assert torch.equal(a["samples"], b["samples"])
+        assert torch.equal(a["weights"], b["weights"])
+        torch.testing.assert_close(a["gradient"], b["gradient"], rtol=1e-4, atol=1e-6)
+        for name, values in whole["logged"].items():
+            assert resumed["logged"][name][0] == values[CUT], name
+
+
+def test_two_ranks_end_bitwise_as_if_uninterrupted(runs):
+    if len(runs["plain"]) > 2:
+        # DistributedDataParallel lays its buckets out anew after its first step, and gloo then adds more than two
+        # gradients in another order: with the same weights and samples the first sum after resuming differs by rounding.
+        pytest.skip("sums of more than two ranks depend on DistributedDataParallel's buckets")
     for whole, resumed in zip(runs["plain"], runs["resumed"], strict=True):
         assert resumed["subsets"] == whole["subsets"][CUT:]
         assert resumed["epoch_ends"] == [end for end in whole["epoch_ends"] if end[1] > CUT]
