@@ -87,7 +87,7 @@ def test_resumed_in_mid_epoch_the_ranks_go_on_as_if_uninterrupted(runs):
 def test_two_ranks_end_bitwise_as_if_uninterrupted(runs):
     if len(runs["plain"]) > 2:
         # DistributedDataParallel lays its buckets out anew after its first step, and gloo then adds more than two
-        # gradients in another order: with the same weights and samples the first sum after resuming differs by rounding.
+        # gradients in another order: with the same weights and samples the first sum after resuming rounds otherwise.
         pytest.skip("sums of more than two ranks depend on DistributedDataParallel's buckets")
     for whole, resumed in zip(runs["plain"], runs["resumed"], strict=True):
         assert resumed["subsets"] == whole["subsets"][CUT:]
