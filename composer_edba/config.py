@@ -37,7 +37,11 @@ class DataConfig:
     download: bool = _key(False, "fetch CIFAR into the root when it is missing")
     fraction: float | None = _key(None, "share of the training set to train on, in (0, 1]; null: all of it")
     samples: int | None = _key(None, "number of training samples to train on, instead of a fraction; null: all")
-    subset_seed: int = _key(0, "seed of the draw of that part; the part stays fixed for the whole run")
+    validation_samples: int = _key(0, "training samples held out for validation, before that part is drawn")
+    subset_seed: int = _key(0, "seed of the draw of these parts; they stay fixed for the whole run")
+    label_noise: str | None = _key(
+        None, "wrong training labels: aggre, random1 or worse (CIFAR-10N), noisy (CIFAR-100N) or symmetric_RATE"
+    )
     batch_size: int = _key(100, "training batch, summed over ranks; EDBA starts from it")
     eval_batch_size: int = _key(1000, "evaluation batch, summed over ranks")
     num_workers: int = _key(0, "loader processes of a rank; 0: load in the training process")
@@ -368,6 +372,7 @@ _VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "torch_num_threads": (lambda v: v >= 1, "at least 1"),
     "data.fraction": (lambda v: 0 < v <= 1, "a share in (0, 1]"),
     "data.samples": (lambda v: v >= 1, "at least 1"),
+    "data.validation_samples": (lambda v: v >= 0, "at least 0"),
     "data.subset_seed": (lambda v: v >= 0, "at least 0"),
     "data.batch_size": (lambda v: v >= 1, "at least 1"),
     "data.eval_batch_size": (lambda v: v >= 1, "at least 1"),

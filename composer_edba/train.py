@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import composer.algorithms
 import composer.optim
 import torch
-from composer import Algorithm, Time, Trainer
+from composer import Algorithm, Callback, Evaluator, Time, Trainer
 from composer.loggers import InMemoryLogger, LoggerDestination, TensorboardLogger
 from composer.models import ComposerClassifier
 from composer.optim import ComposerScheduler
@@ -92,15 +92,28 @@ def main(config: Config) -> Trainer:
     return trainer
 
 
-def build_trainer(config: Config) -> tuple[Trainer, Data]:
+def build_trainer(
+    config: Config,
+    *,
+    extra_algorithms: Sequence[Algorithm] = (),
+    callbacks: Sequence[Callback] = (),
+    evaluators: Callable[[Data], list[Evaluator]] | None = None,
+) -> tuple[Trainer, Data]:
     """Builds a run, ready for ``trainer.fit()``, and its data.
+
+    Args:
+        config: The run, from :func:`~composer_edba.config.load_config`.
+        extra_algorithms: Algorithms beside those that ``config`` names, which run after them.
+        callbacks: Composer callbacks.
+        evaluators: Makes the evaluators from the data. Default: ``eval``, the test set, and ``validation``, where
+            samples are held out for it.
 
     Raises:
         ConfigError: When a name or an argument in ``config`` is wrong for what it builds.
     """
     # Names and arguments first: a typo must not wait for the data to load.
     _check_times(config)
-    algorithms = build_algorithms(config.algorithms)
+    algorithms = [*build_algorithms(config.algorithms), *extra_algorithms]
     scheduler = _build_scheduler(config)
     checkpoint = config.trainer.load_path
     if checkpoint and "://" not in checkpoint and "{" not in checkpoint and not Path(checkpoint).exists():
@@ -127,7 +140,8 @@ def build_trainer(config: Config) -> tuple[Trainer, Data]:
     trainer = Trainer(
         model=model,
         train_dataloader=data.train,
-        eval_dataloader=data.eval,
+        eval_dataloader=_evaluators(data) if evaluators is None else evaluators(data),
+        callbacks=list(callbacks),
         optimizers=_build_optimizer(config, model),
         schedulers=scheduler,
         algorithms=algorithms,
@@ -220,6 +234,11 @@ def _per_rank(key: str, total: int) -> int:
     if total % ranks:
         raise ConfigError(f"{key}: {total} does not divide evenly among {ranks} ranks; expected a multiple of {ranks}")
     return total // ranks
+
+
+def _evaluators(data: Data) -> list[Evaluator]:
+    splits = {"eval": data.eval, "validation": data.validation}
+    return [Evaluator(label=label, dataloader=split) for label, split in splits.items() if split is not None]
 
 
 def _build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -7,6 +7,7 @@
 
 from composer_edba.data.augment import BatchAugment, random_crop, random_flip
 from composer_edba.data.build import DATASETS, Data, build_data
+from composer_edba.data.label_noise import NoisyLabels
 from composer_edba.data.subset import stratified_subset
 from composer_edba.data.tensor_dataset import BatchTensorDataset, identity_collate
 
@@ -15,6 +16,7 @@ __all__ = [
     "BatchAugment",
     "BatchTensorDataset",
     "Data",
+    "NoisyLabels",
     "build_data",
     "identity_collate",
     "random_crop",

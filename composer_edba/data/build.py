@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from composer_edba.data.label_noise import with_label_noise
 from composer_edba.data.splits import LabelledDataset, Splits
 from composer_edba.data.subset import stratified_subset
 from composer_edba.data.tensor_dataset import BatchTensorDataset, identity_collate
@@ -30,6 +32,7 @@ class Data:
         in_channels: C.
         train_size: Training samples, all ranks together: the size of the subset where one was asked for.
         eval_size: Evaluation samples, all ranks together.
+        validation: Held-out training samples in order, not augmented, shaped like ``eval``; None if there are none.
     """
 
     train: DataSpec
@@ -38,6 +41,7 @@ class Data:
     in_channels: int
     train_size: int
     eval_size: int
+    validation: DataSpec | None = None
 
 
 def _digits(root: None, download: bool, augment: bool, image_size: None) -> Splits:
@@ -46,16 +50,16 @@ def _digits(root: None, download: bool, augment: bool, image_size: None) -> Spli
     return digits_splits()
 
 
-def _cifar10(root: Path, download: bool, augment: bool, image_size: None) -> Splits:
+def _cifar10(root: Path, download: bool, augment: bool, image_size: int | None) -> Splits:
     from composer_edba.data.cifar import cifar_splits
 
-    return cifar_splits(10, root, download, augment)
+    return cifar_splits(10, root, download, augment, 32 if image_size is None else image_size)
 
 
-def _cifar100(root: Path, download: bool, augment: bool, image_size: None) -> Splits:
+def _cifar100(root: Path, download: bool, augment: bool, image_size: int | None) -> Splits:
     from composer_edba.data.cifar import cifar_splits
 
-    return cifar_splits(100, root, download, augment)
+    return cifar_splits(100, root, download, augment, 32 if image_size is None else image_size)
 
 
 def _imagefolder(root: Path, download: bool, augment: bool, image_size: int | None) -> Splits:
@@ -81,7 +85,9 @@ def build_data(
     download: bool = False,
     fraction: float | None = None,
     samples: int | None = None,
+    validation_samples: int = 0,
     subset_seed: int = 0,
+    label_noise: str | None = None,
     shuffle_seed: int | None = None,
     batch_size: int = 100,
     eval_batch_size: int = 1000,
@@ -103,7 +109,14 @@ def build_data(
         download: Whether what is missing may be downloaded. Only CIFAR can be; ``digits`` comes with scikit-learn.
         fraction: Share of the training samples to train on, in (0, 1]; see :func:`~.subset.stratified_subset`.
         samples: Number of training samples to train on, instead of ``fraction``. With neither: all.
-        subset_seed: Seed of that choice, apart from the run's own seed.
+        validation_samples: Training samples to hold out for validation, class-balanced, before the choice of those to
+            train on; ``fraction`` is then a share of the rest. Default: 0.
+        subset_seed: Seed of these choices, apart from the run's own seed.
+        label_noise: Wrong labels for the training split, its held-out part included, as there would be in practice: of
+            CIFAR-N (``aggre``, ``random1`` and others) or ``symmetric_RATE``, seeded by ``subset_seed``; see
+            :func:`~.label_noise.with_label_noise`. The samples chosen are those without noise, and the evaluation
+            split stays as it is. The training loader's data set is then :class:`~.label_noise.NoisyLabels`, which
+            knows what is mislabelled. Default: none.
         shuffle_seed: Seed of the order of training samples, the same on every rank. Default: on one rank the seed last
             given to ``torch.manual_seed``, on several, where those may differ, 0.
         batch_size: Training samples a batch and rank.
@@ -113,7 +126,8 @@ def build_data(
         augment: Whether to augment the training images: CIFAR random crop and flip, ``imagefolder`` random resized crop
             and flip. ``digits`` are only normalised either way.
         drop_last: Whether to leave out the last training batch of an epoch where it is not full.
-        image_size: Height and width for ``imagefolder``, in pixels; default 224. The others have their own.
+        image_size: Height and width in pixels; default 224 for ``imagefolder``, 32 for CIFAR, which less makes smaller
+            by averaging over areas. ``digits`` have their own.
 
     Returns:
         The loaders, sizes and numbers of classes and channels.
@@ -134,14 +148,22 @@ def build_data(
             raise ValueError(f"{argument} must be at least {least}, not {value}")
     if root is None and name != "digits":
         raise ValueError(f"root must be the folder that holds {name} or shall hold it, not None")
-    if image_size is not None and name != "imagefolder":
-        raise ValueError(f"image_size is for imagefolder alone; {name} images have their own size (given {image_size})")
+    if image_size is not None and name == "digits":
+        raise ValueError(f"image_size is not for digits, whose images have their own size (given {image_size})")
     if download and name == "imagefolder":
         raise ValueError("download must be False for imagefolder: there is no address to download it from")
 
     splits = _load(name, None if root is None else Path(root), download, augment, image_size)
     train: LabelledDataset = splits.train
-    indices = stratified_subset(train.targets, fraction=fraction, samples=samples, seed=subset_seed)
+    indices, held_out = _choose(train.targets, fraction, samples, validation_samples, subset_seed)
+    if label_noise is not None:
+        if not isinstance(train, BatchTensorDataset):
+            raise ValueError(f"label_noise={label_noise!r} is for data sets in memory, not for {name}")
+        folder = None if root is None else Path(root)
+        train = with_label_noise(
+            train, label_noise, name=name, root=folder, num_classes=splits.num_classes, seed=subset_seed
+        )
+    validation = train.subset(torch.from_numpy(held_out)) if validation_samples else None
     if len(indices) < len(train):
         train = train.subset(torch.from_numpy(indices))
 
@@ -162,6 +184,11 @@ def build_data(
     eval_order = dist.get_sampler(splits.eval) if several_ranks else None  # type: ignore[arg-type]
     train_loader = _loader(train, order, batch_size, num_workers, drop_last)
     eval_loader = _loader(splits.eval, eval_order, eval_batch_size, num_workers, drop_last=False)
+    validation_spec = None
+    if validation is not None:
+        held_out_order = dist.get_sampler(validation) if several_ranks else None  # type: ignore[arg-type]
+        validation_loader = _loader(validation, held_out_order, eval_batch_size, num_workers, drop_last=False)
+        validation_spec = DataSpec(validation_loader, batch_transforms=splits.eval_transform)
     return Data(
         train=DataSpec(train_loader, batch_transforms=splits.train_transform),
         eval=DataSpec(eval_loader, batch_transforms=splits.eval_transform),
@@ -169,7 +196,25 @@ def build_data(
         in_channels=splits.in_channels,
         train_size=len(train),
         eval_size=len(splits.eval),
+        validation=validation_spec,
     )
+
+
+def _choose(
+    labels: Any, fraction: float | None, samples: int | None, validation_samples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the samples to train on and of those held out, no index in both."""
+    classes = np.asarray(labels)
+    if validation_samples == 0:
+        return stratified_subset(classes, fraction=fraction, samples=samples, seed=seed), np.empty(0, dtype=np.int64)
+    if not 0 < validation_samples < len(classes):
+        raise ValueError(
+            f"validation_samples must be at least 0 and leave some of the {len(classes)} training samples, "
+            f"not {validation_samples}"
+        )
+    held_out = stratified_subset(classes, samples=validation_samples, seed=seed)
+    rest = np.setdiff1d(np.arange(len(classes)), held_out)
+    return rest[stratified_subset(classes[rest], fraction=fraction, samples=samples, seed=seed)], held_out
 
 
 def _check_name(name: str) -> None:

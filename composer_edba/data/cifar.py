@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
@@ -38,7 +39,9 @@ VARIANTS = {
 """By number of classes."""
 
 
-def cifar_splits(num_classes: int, root: str | Path, download: bool = False, augment: bool = True) -> Splits:
+def cifar_splits(
+    num_classes: int, root: str | Path, download: bool = False, augment: bool = True, image_size: int = 32
+) -> Splits:
     """Load CIFAR-10 or CIFAR-100 (Krizhevsky, 2009): 50,000 training and 10,000 test images, 32 x 32, RGB.
 
     Args:
@@ -46,23 +49,29 @@ def cifar_splits(num_classes: int, root: str | Path, download: bool = False, aug
         root: Folder that holds ``cifar-10-batches-py`` or ``cifar-100-python``.
         download: Whether torchvision may download what is missing into ``root``. With several ranks a node, its first
             rank does, and the others wait; ``torch.distributed`` must then be initialised.
-        augment: Whether training images are shifted by up to 4 pixels and mirrored at random (He et al., 2016).
+        augment: Whether training images are shifted by up to 4 pixels (an eighth of the side) and mirrored at random
+            (He et al., 2016).
+        image_size: Height and width, 1 to 32; fewer than 32 pixels are means over the areas they cover. Default: 32.
 
     Returns:
-        uint8 images ``(N, 3, 32, 32)`` and int64 labels.
+        uint8 images ``(N, 3, image_size, image_size)`` and int64 labels.
 
     Raises:
+        ValueError: ``image_size`` is out of range.
         FileNotFoundError: The data is not in ``root``, incomplete or corrupt, or could not be downloaded.
     """
+    if not 1 <= image_size <= 32:
+        raise ValueError(f"image_size must be between 1 and 32 for CIFAR, not {image_size}")
     variant = VARIANTS[num_classes]
     root = Path(root)
+    padding = round(image_size / 8) if augment else 0
     if download:
         _download(variant, root)
     _check_files(variant, root)
     return Splits(
-        train=_tensors(variant.dataset(root, train=True)),
-        eval=_tensors(variant.dataset(root, train=False)),
-        train_transform=BatchAugment(variant.mean, variant.std, crop_padding=4 if augment else 0, flip=augment),
+        train=_tensors(variant.dataset(root, train=True), image_size),
+        eval=_tensors(variant.dataset(root, train=False), image_size),
+        train_transform=BatchAugment(variant.mean, variant.std, crop_padding=padding, flip=augment),
         eval_transform=BatchAugment(variant.mean, variant.std),
         num_classes=num_classes,
         in_channels=3,
@@ -103,6 +112,12 @@ def _how_to_get(variant: _Variant) -> str:
     )
 
 
-def _tensors(dataset: CIFAR10) -> BatchTensorDataset:
+def _tensors(dataset: CIFAR10, image_size: int) -> BatchTensorDataset:
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+    if image_size < images.shape[-1]:
+        images = torch.cat([_shrink(part, image_size) for part in images.split(1000)])
     return BatchTensorDataset(images, torch.tensor(dataset.targets, dtype=torch.int64))
+
+
+def _shrink(images: torch.Tensor, image_size: int) -> torch.Tensor:
+    return F.interpolate(images.float(), size=(image_size, image_size), mode="area").round_().to(torch.uint8)

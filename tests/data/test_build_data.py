@@ -118,7 +118,7 @@ def test_two_ranks_share_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"name": "digits", "batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"name": "digits", "eval_batch_size": 0}, "eval_batch_size must be at least 1, not 0"),
         ({"name": "digits", "num_workers": -1}, "num_workers must be at least 0, not -1"),
-        ({"name": "digits", "image_size": 32}, "image_size is for imagefolder alone"),
+        ({"name": "digits", "image_size": 32}, "image_size is not for digits"),
         ({"name": "digits", "samples": 9, "batch_size": 10, "drop_last": True}, "leaves no batch of 9"),
         ({"name": "cifar10"}, "root must be the folder that holds cifar10"),
         ({"name": "imagefolder", "root": ".", "download": True}, "download must be False for imagefolder"),

@@ -1,0 +1,1 @@
+"""The benchmark's comparators and measuring instruments, as Composer algorithms."""
