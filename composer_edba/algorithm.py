@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import copy
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from composer.core import Algorithm, Event, Precision, State, get_precision_context
 from composer.loggers import Logger
 from composer.models import ComposerModel
-from composer.trainer import Trainer
 from composer.utils import dist
 from torch import Tensor, nn
 
 from composer_edba.arguments import check_arguments
 from composer_edba.batch import batch_size, default_input_key, default_target_key, index_batch
 from composer_edba.batch_size import PolicyName, make_policy
+from composer_edba.cached_scoring import CachedScoring
 from composer_edba.candidates import SubsetSizeLaw
-from composer_edba.composition import check_algorithms, check_ghost_batches, ghost_batch_size
+from composer_edba.composition import check_algorithms, check_cached_loader, check_ghost_batches, ghost_batch_size
 from composer_edba.distinct import DistinctSamples
 from composer_edba.functional import Criterion, Selection
 from composer_edba.microbatch import equal_part_size, equal_parts_may_fail
 from composer_edba.pool_selection import step_generator
 from composer_edba.rank_gather import rank_sizes
 from composer_edba.ranks import gather_rows, gather_scores
+from composer_edba.running_trainer import running_trainer
 from composer_edba.scaling import scaled_images
+from composer_edba.score_cache import ScoreCache
 from composer_edba.scoring import Scorer
 from composer_edba.selection import SubsetSelector
 from composer_edba.trainer_loader import TrainerLoader
 
-__all__ = ["EDBA"]
+__all__ = ["EDBA", "LastSelection"]
+
+_Result = TypeVar("_Result")
+
+
+class LastSelection(NamedTuple):
+    """Data-set indices of a step's samples on this rank, (B,) and (k,) int64."""
+
+    pool: Tensor
+    subset: Tensor
 
 
 class EDBA(Algorithm):
@@ -67,7 +77,10 @@ class EDBA(Algorithm):
             Default ``"margin"``.
         criterion: ``"margin"``, or ``"random"``, the control: subsets of the sizes the margin would choose, with
             random members. Default ``"margin"``.
-        scoring: ``"forward"``: an extra forward pass without gradients over the pool. The only value.
+        scoring: ``"forward"``: an extra forward pass without gradients over the pool. ``"cached"``: no such pass; what
+            a sample was scored at is kept from when it was last trained on, in N x (F + C + 1) float32 numbers for N
+            samples, F features and C classes, and only what is chosen is loaded. See
+            :mod:`composer_edba.cached_scoring` and docs/method.md. Default ``"forward"``.
         scale_factor: side length of the images in the scoring forward relative to the real ones, in (0, 1].
             Default 1.0.
         start: fraction of training, in [0, 1], from which on subsets are chosen. Default 0.0.
@@ -116,9 +129,16 @@ class EDBA(Algorithm):
     ):
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         check_arguments(**self._arguments)
+        shown = {
+            name: type(value).__name__ if isinstance(value, nn.Module) else value
+            for name, value in self._arguments.items()
+        }
+        # Composer asks for it at every event, and writes it into checkpoints: nothing in it changes during a run.
+        self._repr = f"EDBA({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
         self.min_batch_size = min_batch_size
         self.max_batch_size = max_batch_size
         self.batch_size_policy = batch_size_policy
+        self.scoring = scoring
         self.scale_factor = scale_factor
         self.start = start
         self.end = end
@@ -135,6 +155,12 @@ class EDBA(Algorithm):
         self._scorer = Scorer(last_layer)
         self._loader = TrainerLoader()
         self._distinct: DistinctSamples | None = None
+        self._last_selection: LastSelection | None = None
+        self._cached = (
+            CachedScoring(self._selector, self._selects, self._size_multiple) if scoring == "cached" else None
+        )
+        self._cache_logged = False
+        self._samples_not_loaded = 0  # drawn, and left out before anything was loaded
         self._samples_scored = 0
         self._samples_trained = 0
         self._user_limit: int | None = None  # microbatch size that the user set
@@ -182,12 +208,7 @@ class EDBA(Algorithm):
         return cls(**{**settings, **overrides})
 
     def __repr__(self) -> str:
-        # Composer writes this into checkpoints, so it holds nothing that changes during a run.
-        shown = {
-            name: type(value).__name__ if isinstance(value, nn.Module) else value
-            for name, value in self._arguments.items()
-        }
-        return f"EDBA({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        return self._repr
 
     @property
     def batch_size(self) -> int | None:
@@ -200,15 +221,28 @@ class EDBA(Algorithm):
         """Number of distinct samples ever trained on, over all ranks; None if the loader has no indices."""
         return None if self._distinct is None else len(self._distinct)
 
+    @property
+    def last_selection(self) -> LastSelection | None:
+        """What this step chose from, and what, after AFTER_DATALOADER; None if it did not choose, or has no indices."""
+        return self._last_selection
+
+    @property
+    def score_cache(self) -> ScoreCache | None:
+        """What ``scoring="cached"`` knows of each sample; None before the first fit, and with ``"forward"``."""
+        return None if self._cached is None else self._cached.cache
+
     # ---- Composer's interface
 
     def match(self, event: Event, state: State) -> bool:
         """Whether this algorithm has something to do at ``event``."""
-        return event in self._handlers
+        return event in self._handlers or (self._cached is not None and event in self._cached.handlers)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Do it."""
-        self._handlers[event](state, logger)
+        if self._cached is not None and event in self._cached.handlers:
+            self._cached.handlers[event](state)
+        if event in self._handlers:
+            self._handlers[event](state, logger)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on bitwise as an uninterrupted one: plain values, equal on all ranks."""
@@ -218,6 +252,8 @@ class EDBA(Algorithm):
             "selector": self._selector.state_dict(),
             "loader": self._loader.state_dict(),
             "distinct": None if self._distinct is None else self._distinct.state_dict(),
+            "cached": None if self._cached is None else self._cached.state_dict(),
+            "samples_not_loaded": self._samples_not_loaded,
             "samples_scored": self._samples_scored,
             "samples_trained": self._samples_trained,
             "learned_limit": self._learned_limit,
@@ -245,10 +281,23 @@ class EDBA(Algorithm):
     def _fit_start(self, state: State, logger: Logger) -> None:
         check_algorithms(self, state.algorithms)  # a checkpoint may have brought some
         self._run_first(state)
-        self._microbatch_transforms = _trainer_microbatch_transforms()
+        trainer = running_trainer()
+        spec = None if trainer is None else trainer._train_data_spec
+        self._microbatch_transforms = None if spec is None else spec.microbatch_transforms
+        if self._cached is not None:
+            check_cached_loader(state.dataloader)
         first_size = self._loader.install(state)
         self._set_policy(first_size)
         self._set_distinct(state)
+        if self._cached is not None:
+            if self._loader.uneven:
+                raise ValueError(
+                    "the ranks' shards differ in length: scoring='cached' has all ranks choose together from pools of "
+                    "one size. Use a sampler that shards evenly, such as DistributedSampler, or scoring='forward'"
+                )
+            assert self._loader.sampler is not None
+            spins = trainer is None or (trainer.spin_dataloaders and "train" not in state.dataset_resumption)
+            self._cached.install(self._loader.sampler, state, spins=spins)
         if self._resume_from is None:
             self._loader.replay_without_state(first_size, state)
         else:
@@ -270,10 +319,13 @@ class EDBA(Algorithm):
         self._overhead_seconds = 0.0
         self._loader.forget_replay()
         self._notice_halving(state)
+        if self._cached is not None:
+            self._take_chosen(self._cached, state, logger)
+            return
         dataset_indices = self._dataset_indices(state)
         pool_size = self._count_samples(state)
         selection, kept = None, None
-        if self._selects_now(state):
+        if self._selects(state, int(state.timestamp.batch_in_epoch)):
             _leave_averaged_weights(state)
             state.batch = state.device.batch_to_device(state.batch)
             selection, kept = self._select(state, pool_size)
@@ -286,7 +338,42 @@ class EDBA(Algorithm):
             if self.batch_size is not None:
                 self._loader.resize(self.batch_size)
         self._count(state, dataset_indices, kept, pool_size, subset_size, selection is not None)
-        self._log(logger, selection, pool_size, subset_size)
+        self._log(logger, pool_size, subset_size, {} if selection is None else self._selector.figures(selection))
+
+    def _take_chosen(self, cached: CachedScoring, state: State, logger: Logger) -> None:
+        """scoring="cached": the batch holds a subset already; have the step record what it finds out about it."""
+        choice = cached.take(self._count_samples(state))
+        rank, (ranks, pool_size), indices = dist.get_global_rank(), choice.pool.shape, choice.subset
+        loaded = indices.shape[1]
+        kept = self._set_microbatches(state, loaded, None)
+        if kept is not None:
+            state.batch = index_batch(state.batch, kept, loaded)
+            indices = indices[:, : len(kept)]
+        if self._in_span(state):
+            layer = self._run_scorer(self._scorer.find_layer, state, state.batch)
+            if self._scorer.positions > 1:
+                raise ValueError(
+                    f"the last layer, a {type(layer).__name__}, is applied at {self._scorer.positions} positions of a "
+                    "sample (tokens, pixels): scoring='cached' keeps one row a sample. Use scoring='forward', or name "
+                    "another layer as last_layer"
+                )
+            cached.record(indices, layer)
+        else:
+            cached.record(None, None)
+        self._samples_trained += indices.size
+        self._samples_not_loaded += ranks * (pool_size - loaded)
+        assert self._distinct is not None
+        self._distinct.add(indices.ravel())
+        figures = {
+            **choice.figures,
+            "samples_drawn": int(state.timestamp.sample) + ranks * loaded + self._samples_not_loaded,
+        }
+        self._last_selection = None
+        if choice.figures:
+            figures["score_age"] = int(state.timestamp.batch) - choice.recorded
+            pool, subset = torch.from_numpy(choice.pool[rank]), torch.from_numpy(indices[rank])
+            self._last_selection = LastSelection(pool, subset)
+        self._log(logger, pool_size, indices.shape[1], figures)
 
     def _before_forward(self, state: State, logger: Logger) -> None:
         self._notice_halving(state)
@@ -296,8 +383,17 @@ class EDBA(Algorithm):
 
     def _batch_end(self, state: State, logger: Logger) -> None:
         self._loader.close_epoch(state)
+        now = time.perf_counter()
         # Share of this step's time since the data arrived. The trainer has read the loss by now, so a GPU is in step.
-        overhead = self._overhead_seconds / (time.perf_counter() - self._step_began)
+        total = now - self._step_began
+        if self._cached is not None:
+            choosing, recording = self._cached.take_seconds()
+            self._overhead_seconds = choosing + recording
+            total += choosing  # before the data arrived
+            if not self._cache_logged and self.score_cache is not None and self.score_cache.bytes > 0:
+                self._cache_logged = True
+                logger.log_metrics({"edba/cache_bytes": self.score_cache.bytes})
+        overhead = self._overhead_seconds / total
         logger.log_metrics({"edba/overhead": overhead}, step=int(state.timestamp.batch) - 1)
 
     # ---- FIT_START's parts
@@ -367,16 +463,29 @@ class EDBA(Algorithm):
             self._distinct.load_state_dict(saved["distinct"])
         self._samples_scored = saved["samples_scored"]
         self._samples_trained = saved["samples_trained"]
+        self._samples_not_loaded = saved["samples_not_loaded"]
+        if self._cached is not None and saved["cached"] is not None:
+            self._cached.load_state_dict(saved["cached"], state)
         self._learned_limit = saved["learned_limit"]
         self._scorer.chunk_limit = saved["chunk_limit"]
 
     # ---- AFTER_DATALOADER's parts
 
-    def _selects_now(self, state: State) -> bool:
+    def _in_span(self, state: State) -> bool:
         elapsed = state.get_elapsed_duration()
-        if elapsed is None or not self.start <= float(elapsed) < self.end:
-            return False
-        return self.interrupt == 0 or (int(state.timestamp.batch_in_epoch) + 1) % self.interrupt != 0
+        return elapsed is not None and self.start <= float(elapsed) < self.end
+
+    def _selects(self, state: State, number: int) -> bool:
+        """Whether a subset is chosen for batch ``number`` of the epoch."""
+        return self._in_span(state) and (self.interrupt == 0 or (number + 1) % self.interrupt != 0)
+
+    def _size_multiple(self, state: State, pool_size: int) -> int:
+        """What the sizes of subsets are to be multiples of.
+
+        An even number can always be cut into microbatches none of which has one sample, also once the trainer, out of
+        memory, has halved it.
+        """
+        return 2 if state.auto_microbatching or equal_parts_may_fail(pool_size, self._limit) else 1
 
     def _count_samples(self, state: State) -> int:
         key = default_target_key(state.batch) if self.target_key is None else self.target_key
@@ -392,30 +501,31 @@ class EDBA(Algorithm):
             inner_products,
             model_metric,
             step_generator(int(state.rank_zero_seed), int(state.timestamp.batch)),
-            # An even number can always be cut into microbatches none of which has one sample, also once the trainer,
-            # out of memory, has halved it.
-            size_multiple=2 if state.auto_microbatching or equal_parts_may_fail(max(sizes), self._limit) else 1,
+            size_multiple=self._size_multiple(state, max(sizes)),
             group_sizes=sizes,
         )
         self._samples_scored += sum(sizes)
-        if self._selector.nonfinite_steps == 1 and not selection.finite:
-            warnings.warn(
-                f"the scoring loss ({selection.model_metric}) or a last-layer gradient is NaN or infinite at batch "
-                f"{int(state.timestamp.batch)}: such steps train on the whole pool, do not enter EDBA's averages and "
-                "are counted as edba/nonfinite_steps. Is the learning rate too high, or a sample broken?",
-                stacklevel=2,
-            )
+        self._selector.warn_once_of_nonfinite(selection, f"at batch {int(state.timestamp.batch)}")
         first = sum(sizes[: dist.get_global_rank()])
         mine = (selection.indices >= first) & (selection.indices < first + pool_size)
         return selection, selection.indices[mine] - first
 
     def _score(self, state: State, sizes: list[int]) -> tuple[Tensor, Tensor]:
+        gathered = gather_scores(self._run_scorer(self._scorer, state, state.batch), sizes)
+        return gathered.inner_products(), gathered.model_metric
+
+    def _run_scorer(self, scorer: Callable[..., _Result], state: State, batch: Any) -> _Result:
+        """Call ``scorer``, the Scorer or its find_layer, with the Trainer's model, loss, transforms and precision."""
         wrapper = state.model
         model = wrapper.module if state.is_model_ddp else wrapper
         assert isinstance(model, nn.Module)
         transforms = self._microbatch_transforms
+        if self._limit is not None:
+            limit = self._scorer.chunk_limit
+            self._scorer.chunk_limit = self._limit if limit is None else min(limit, self._limit)
 
         def prepared(batch: Any) -> Any:
+            batch = state.device.batch_to_device(batch)
             batch = batch if transforms is None else transforms(batch)
             return batch if self.scale_factor == 1 else self._scaled(batch)
 
@@ -424,18 +534,13 @@ class EDBA(Algorithm):
                 return get_precision_context(state.precision, state.precision_config, fp8_autocast_enabled=False)
             return get_precision_context(state.precision, state.precision_config)
 
-        if self._limit is not None:
-            limit = self._scorer.chunk_limit
-            self._scorer.chunk_limit = self._limit if limit is None else min(limit, self._limit)
-        scores = self._scorer(
+        return scorer(
             model,
-            state.batch,
+            batch,
             lambda outputs, batch: model.loss(outputs, batch),  # type: ignore[operator]
             prepare=prepared,
             precision=precision,
         )
-        gathered = gather_scores(scores, sizes)
-        return gathered.inner_products(), gathered.model_metric
 
     def _scaled(self, batch: Any) -> Any:
         from composer.utils import batch_get, batch_set
@@ -484,33 +589,30 @@ class EDBA(Algorithm):
     ) -> None:
         sizes = rank_sizes(subset_size, state.device)
         self._samples_trained += sum(sizes)
+        self._last_selection = None
         if self._distinct is None or dataset_indices is None or len(dataset_indices) != pool_size:
             return
         chosen = torch.tensor(dataset_indices)
+        pool = chosen
         if kept is not None:
             chosen = chosen[kept]
+        if scored:
+            self._last_selection = LastSelection(pool, chosen)
         if len(sizes) > 1:
             chosen = gather_rows(state.device.tensor_to_device(chosen), sizes).cpu()
         self._distinct.add(chosen.numpy())
 
-    def _log(self, logger: Logger, selection: Selection | None, pool_size: int, subset_size: int) -> None:
-        figures: dict[str, float] = {
+    def _log(self, logger: Logger, pool_size: int, subset_size: int, figures: dict[str, float]) -> None:
+        figures = {
             "batch_size": pool_size,
             "subset_size": subset_size,
             "samples_scored": self._samples_scored,
             "samples_trained": self._samples_trained,
             "nonfinite_steps": self._selector.nonfinite_steps,
+            **figures,
         }
         if self._distinct is not None:
             figures["distinct_samples"] = len(self._distinct)
-        if selection is not None:
-            figures["margin"] = selection.margin
-            figures["model_metric"] = selection.model_metric
-            figures["gradient_metric"] = selection.gradient_metric
-            averages = self._selector.averages
-            if averages is not None:
-                figures["model_average"] = averages.model
-                figures["gradient_average"] = averages.gradient
         logger.log_metrics({f"edba/{name}": value for name, value in figures.items()})
 
 
@@ -523,18 +625,3 @@ def _leave_averaged_weights(state: State) -> None:
     for algorithm in state.algorithms:
         if getattr(algorithm, "ema_weights_active", False):
             algorithm._ensure_training_weights_active(state)
-
-
-def _trainer_microbatch_transforms() -> Callable[[Any], Any] | None:
-    """The running Trainer's microbatch transforms, which have not been applied yet at AFTER_DATALOADER.
-
-    Neither State nor Logger leads to them, but every event is run from a method of the Trainer.
-    """
-    frame = sys._getframe()
-    while frame is not None:
-        trainer = frame.f_locals.get("self")
-        if isinstance(trainer, Trainer):
-            spec = trainer._train_data_spec
-            return None if spec is None else spec.microbatch_transforms
-        frame = frame.f_back  # type: ignore[assignment]
-    return None

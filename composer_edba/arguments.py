@@ -13,7 +13,7 @@ __all__ = ["check_arguments"]
 _CHOICES = {
     "batch_size_policy": ("margin", "noise_scale", "fixed"),
     "criterion": ("margin", "random"),
-    "scoring": ("forward",),
+    "scoring": ("forward", "cached"),
 }
 _COUNTS = {"num_candidates": 1, "min_subset_size": 1, "min_batch_size": 1, "max_batch_size": 1, "interrupt": 0}
 
@@ -37,6 +37,11 @@ def check_arguments(**arguments: Any) -> None:
         raise ValueError(f"ema_decay is {arguments['ema_decay']}: it must be at least 0 and below 1")
     if not 0 < arguments["scale_factor"] <= 1:
         raise ValueError(f"scale_factor is {arguments['scale_factor']}: it must be above 0 and at most 1")
+    if arguments["scoring"] == "cached" and arguments["scale_factor"] != 1:
+        raise ValueError(
+            f"scale_factor is {arguments['scale_factor']} and scoring is 'cached', which has no scoring forward to "
+            "make smaller: use scale_factor=1, or scoring='forward'"
+        )
     start, end = arguments["start"], arguments["end"]
     if not 0 <= start < end <= 1:
         raise ValueError(f"start is {start} and end is {end}: they must satisfy 0 <= start < end <= 1")

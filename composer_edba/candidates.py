@@ -55,9 +55,10 @@ class Candidates:
     group_sizes: tuple[int, ...]
 
     @property
-    def prefix_columns(self) -> Tensor:
-        """Columns of :func:`~composer_edba.functional.prefix_gradient_norms` that belong to ``sizes``, (S,)."""
-        return self.sizes * self.groups - 1
+    def prefix_columns(self) -> slice:
+        """Columns of :func:`~composer_edba.functional.prefix_gradient_norms` that belong to ``sizes``."""
+        first, second = (self.sizes[:2] * self.groups).tolist()
+        return slice(first - 1, None, second - first)
 
     def masks(self) -> Tensor:
         """The candidates of a law with one size an order, as bool (P, B)."""

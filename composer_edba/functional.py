@@ -6,12 +6,15 @@ Adaptation", AAAI-23 student abstract; what the paper leaves open is said where 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from composer_edba.candidates import SubsetSizeLaw, draw_candidates
 
@@ -107,8 +110,7 @@ def gradient_inner_products(inputs: Tensor, output_grads: Tensor, bias: bool = T
         )
     double = inputs.dtype == output_grads.dtype == torch.float64
     dtype = torch.float64 if double else torch.float32
-    # Autocast would take these products down to half precision; the norms need float32.
-    with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+    with torch.no_grad(), _full_precision(inputs.device):
         h, d = inputs.detach().to(dtype), output_grads.detach().to(dtype)
         if h.ndim == 2:
             products = h @ h.T
@@ -161,7 +163,7 @@ def subset_gradient_norms(inner_products: Tensor, masks: Tensor) -> Tensor:
         (K,), in the dtype of ``inner_products``. An empty subset gives NaN.
     """
     members = masks.to(inner_products.dtype)
-    with torch.autocast(inner_products.device.type, enabled=False):  # it would take the product to half precision
+    with _full_precision(inner_products.device):
         squares = ((members @ inner_products) * members).sum(1, dtype=torch.float64)
     return (squares.clamp_min(0).sqrt() / members.sum(1, dtype=torch.float64)).to(inner_products.dtype)
 
@@ -180,17 +182,26 @@ def prefix_gradient_norms(inner_products: Tensor, permutations: Tensor) -> Tenso
         (P, N), in the dtype of ``inner_products``.
     """
     orders, length = permutations.shape
-    places = torch.arange(length, device=permutations.device, dtype=torch.int32)
-    # A sample that an order leaves out comes before nobody. Masking beats permuting, which would gather B² entries.
-    place = torch.full((orders, len(inner_products)), length, device=permutations.device, dtype=torch.int32)
-    place.scatter_(1, permutations, places.expand(orders, -1))
-    earlier = place.unsqueeze(1) < place.unsqueeze(2)
+    size, device = len(inner_products), permutations.device
+    # An order is cut into blocks. What a sample has in common with all of an earlier block comes from one matrix
+    # product, with those before it in its own block entry by entry; 2 √N samples a block balance the two.
+    block = round(2 * math.sqrt(length))
+    blocks = math.ceil(length / block)
+    places = torch.arange(length, device=device)
+    block_of = places // block
+    members = inner_products.new_zeros(orders, blocks * size).scatter_(1, block_of * size + permutations, 1.0)
+    with _full_precision(inner_products.device):
+        sums = (members.view(-1, size) @ inner_products).view(orders, blocks, size)
+    sums = sums.gather(2, permutations.unsqueeze(1).expand(-1, blocks, -1))
+    earlier = torch.arange(blocks, device=device).unsqueeze(1) < block_of
     # Float64 sums: the terms of the squared norm of a small mean gradient cancel.
-    before = (inner_products * earlier).sum(2, dtype=torch.float64).gather(1, permutations)
+    before = (sums * earlier).sum(1, dtype=torch.float64)
+    inside = F.pad(permutations, (0, blocks * block - length)).view(orders, blocks, block)
+    in_block = inner_products[inside.unsqueeze(3), inside.unsqueeze(2)].tril_(-1)
+    before += in_block.sum(3, dtype=torch.float64).flatten(1)[:, :length]
     own = inner_products.diagonal().double()[permutations]
     squares = (own + 2 * before).cumsum(1)
-    sizes = places.double() + 1
-    return (squares.clamp_min(0).sqrt() / sizes).to(inner_products.dtype)
+    return (squares.clamp_min(0).sqrt() / (places.double() + 1)).to(inner_products.dtype)
 
 
 def margin_loss(
@@ -216,7 +227,7 @@ def margin_loss(
 def _signed_margin(
     model_metric: Tensor | float, gradient_metric: Tensor, model_average: float, gradient_average: float
 ) -> Tensor:
-    rise = torch.as_tensor(model_metric, dtype=gradient_metric.dtype, device=gradient_metric.device) - model_average
+    rise = _scalar(model_metric, gradient_metric) - model_average
     run = gradient_metric - gradient_average
     return torch.where((rise == 0) & (run == 0), torch.zeros_like(run), rise / run - 1)
 
@@ -236,7 +247,8 @@ def select_subset(
 ) -> Selection:
     """Choose the candidate subset of least margin from a pool.
 
-    On a GPU this waits for the device once; the permutations come from the CPU.
+    On a GPU this waits for the device once, or twice if ``criterion`` is ``"random"``; the permutations come from the
+    CPU.
 
     Args:
         inner_products: ⟨g_i, g_j⟩ of the pool, (B, B).
@@ -258,51 +270,77 @@ def select_subset(
     pool_size = inner_products.shape[0]
     groups = [pool_size] if group_sizes is None else list(group_sizes)
     everything = torch.arange(pool_size)
-    mean_square_norm = inner_products.diagonal().mean(dtype=torch.float64)
-    pool_square = inner_products.mean(dtype=torch.float64).clamp_min(0)
-    common = torch.stack(
-        [
-            torch.as_tensor(model_metric, dtype=pool_square.dtype, device=pool_square.device),
-            mean_square_norm,
-            pool_square.sqrt(),
-            # A sum is finite only if every term is.
-            inner_products.sum(dtype=torch.float64),
-        ]
-    )
+    # A sum is finite only if every term is.
+    total = inner_products.sum(dtype=torch.float64)
+    pool_norm = total.clamp_min(0).sqrt() / pool_size
+    square_norm = inner_products.diagonal().mean(dtype=torch.float64)
+    common = torch.stack([_scalar(model_metric, total), square_norm, pool_norm, total])
 
     if averages is None:
-        model, square, pool, total = common.tolist()
-        finite = _all_finite(model, total)
+        model, square, pool, sum_of_products = common.tolist()
+        finite = _all_finite(model, sum_of_products)
         return Selection(everything, model, pool, 0.0, 0.0, pool, (pool, pool), square, pool, finite)
 
     candidates = draw_candidates(
         groups, num_candidates, min_subset_size, subset_size_law, size_multiple, generator=generator
     )
     if candidates is None:  # too small a pool: it is the only candidate
-        norms = pool_square.sqrt().reshape(1)
+        norms = pool_norm.reshape(1)
     elif candidates.as_prefixes:
-        columns = candidates.prefix_columns.to(inner_products.device)
-        norms = prefix_gradient_norms(inner_products, candidates.orders.to(inner_products.device))[:, columns].flatten()
+        norms = prefix_gradient_norms(inner_products, _to_device(candidates.orders, inner_products))
+        norms = norms[:, candidates.prefix_columns].flatten()
     else:
-        norms = subset_gradient_norms(inner_products, candidates.masks().to(inner_products.device))
+        norms = subset_gradient_norms(inner_products, _to_device(candidates.masks(), inner_products))
     signed = _signed_margin(model_metric, norms.double(), averages.model, averages.gradient)
     # A zero gradient trains nothing, and where only some positions count it may belong to a loss of 0 / 0.
-    best = signed.abs().where(norms > 0, float("inf")).argmin()
-    figures = torch.stack([best.double(), signed[best], norms[best].double(), norms.min().double(), norms.max()])
-    model, square, pool, total, best_at, margin, norm, low, high = torch.cat([common, figures]).tolist()
+    best = signed.abs().where(norms > 0, float("inf")).argmin(0, keepdim=True)
+    # Indexing by a tensor without dimensions would read its value, and so wait for the device.
+    chosen = torch.stack([best.double(), signed[best], norms[best].double()]).flatten()
+    reach = torch.stack([norms.min(), norms.max()]).double()
+    figures = torch.cat([common, chosen, reach]).tolist()
+    model, square, pool, sum_of_products, best_at, margin, norm, low, high = figures
 
     wanted = averages.gradient + model - averages.model
-    if not _all_finite(model, total):
+    if not _all_finite(model, sum_of_products):
         return Selection(everything, model, pool, margin, margin, wanted, (low, high), square, pool, False)
     indices = everything if candidates is None else candidates.members(int(best_at))
     if criterion == "random" and candidates is not None:
         indices = candidates.redraw(int(best_at), generator)
-        members = indices.to(inner_products.device)
-        chosen = inner_products[members][:, members].mean(dtype=torch.float64).clamp_min(0).sqrt()
-        margin_tensor = _signed_margin(model, chosen, averages.model, averages.gradient)
-        norm, margin = torch.stack([chosen, margin_tensor]).tolist()
+        members = _to_device(indices, inner_products)
+        random_norm = inner_products[members][:, members].mean(dtype=torch.float64).clamp_min(0).sqrt()
+        random_margin = _signed_margin(model, random_norm, averages.model, averages.gradient)
+        norm, margin = torch.stack([random_norm, random_margin]).tolist()
     return Selection(indices, model, norm, abs(margin), margin, wanted, (low, high), square, pool, True)
 
 
 def _all_finite(*values: float) -> bool:
     return all(abs(value) < float("inf") for value in values)  # NaN compares false
+
+
+def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
+    """``value`` in the dtype and on the device of ``like``; a number is written there, which waits for nothing."""
+    if isinstance(value, Tensor):
+        return value.to(like)
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+def _to_device(drawn: Tensor, like: Tensor) -> Tensor:
+    """``drawn``, which is on the CPU, on the device of ``like``; from pinned memory the host need not wait for it."""
+    if like.is_cuda:
+        drawn = drawn.pin_memory()
+    return drawn.to(like.device, non_blocking=True)
+
+
+@contextlib.contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Matrix products as their arguments are: autocast, and TF32, which Composer turns on, would round the norms."""
+    flags = torch.backends.cuda.matmul
+    # Since 2.9 the second name, and reading the first one after it is an error.
+    name, exact = ("fp32_precision", "ieee") if hasattr(flags, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(flags, name)
+    with torch.autocast(device.type, enabled=False):
+        setattr(flags, name, exact)
+        try:
+            yield
+        finally:
+            setattr(flags, name, before)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["find_last_layer", "is_linear_map", "named_last_layer", "positions_last"]
+__all__ = ["find_last_layer", "is_linear_map", "named_last_layer", "positions_last", "single_position"]
 
 
 def is_linear_map(module: nn.Module) -> bool:
@@ -28,6 +28,21 @@ def is_linear_map(module: nn.Module) -> bool:
 def positions_last(module: nn.Module, tensor: Tensor) -> Tensor:
     """The layer's input or output as (B, T..., channels): a convolution's channels move to the end."""
     return tensor if isinstance(module, nn.Linear) else tensor.movedim(1, -1)
+
+
+def single_position(module: nn.Module, tensor: Tensor) -> Tensor:
+    """The layer's input or output as (B, channels).
+
+    Raises:
+        ValueError: if the layer is applied at several positions of a sample.
+    """
+    rows = positions_last(module, tensor)
+    if rows.ndim < 2 or rows[0, ..., 0].numel() != 1:
+        raise ValueError(
+            f"last_layer ({type(module).__name__}) is applied to {tuple(tensor.shape)}, at several positions of a "
+            "sample: scoring='cached' keeps one row a sample. Use scoring='forward', or name another layer"
+        )
+    return rows.reshape(len(rows), rows.shape[-1])
 
 
 def named_last_layer(model: nn.Module, name: str) -> nn.Module:

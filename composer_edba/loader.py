@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
         pass_rng_state: torch's global random state when this pass began, from which a shuffling sampler draws its
             order; None before the first pass.
         replay_rng_state: state to begin a pass with, that of the interrupted pass; None: the present one.
+        choose: ``choose(number, indices)`` gives those of the indices drawn for batch ``number`` of the pass that are
+            to be loaded; None: all.
     """
 
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool = False):
@@ -49,6 +51,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self.least_length = 0
         self.pass_rng_state: Tensor | None = None
         self.replay_rng_state: Tensor | None = None
+        self.choose: Callable[[int, list[int]], list[int]] | None = None
+        self._ends: list[int] = []  # samples drawn up to the end of each batch
         self._indices: dict[int, list[int]] = {}
         self._seen = 0
         self._ended = False
@@ -62,7 +66,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
             return None
 
     def __iter__(self) -> Iterator[list[int]]:
-        self.drawn, self._indices, self._seen, self._ended = [], {}, 0, False
+        self.drawn, self._ends, self._indices, self._seen, self._ended = [], [], {}, 0, False
         if self.replay_rng_state is not None:
             torch.set_rng_state(self.replay_rng_state)
         self.pass_rng_state = torch.get_rng_state()
@@ -80,6 +84,9 @@ class ResizableBatchSampler(Sampler[list[int]]):
                 return
             self.drawn.append(asked)
             self._seen += len(batch)
+            self._ends.append(self._seen)
+            if self.choose is not None:
+                batch = self.choose(number, batch)
             self._indices[number] = batch
             yield batch
 
@@ -95,10 +102,15 @@ class ResizableBatchSampler(Sampler[list[int]]):
         return max(self.least_length, len(self.drawn) + full + partial)
 
     def indices_of(self, number: int) -> list[int] | None:
-        """Indices in batch ``number`` of this pass; forgets those of earlier batches. None if it was not drawn."""
+        """Indices loaded for batch ``number`` of this pass; forgets earlier batches'. None if it was not drawn."""
         for earlier in [n for n in self._indices if n < number]:
             del self._indices[earlier]
         return self._indices.pop(number, None)
+
+    def seen(self, taken: int) -> int:
+        """Samples that were drawn for the first ``taken`` batches of this pass, whether loaded or not."""
+        taken = min(taken, len(self._ends))
+        return self._ends[taken - 1] if taken > 0 else 0
 
     def is_last(self, taken: int) -> bool:
         """Whether a pass of which ``taken`` batches were used has no further batch."""

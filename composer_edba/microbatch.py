@@ -39,7 +39,14 @@ def equal_parts_may_fail(most: int, limit: int | None) -> bool:
 
     Such a number leaves one over whatever size up to ``limit`` it is divided by.
     """
-    return limit is not None and limit > 1 and math.lcm(*range(2, limit + 1)) < most
+    if limit is None or limit == 1:
+        return False
+    multiple = 1
+    for size in range(2, limit + 1):
+        multiple = math.lcm(multiple, size)
+        if multiple >= most:  # soon: the product of all sizes up to a large limit takes long to compute
+            return False
+    return True
 
 
 def balanced_parts(samples: int, limit: int | None, least: int = 2) -> list[int]:

@@ -110,6 +110,11 @@ def checked_settings(settings: Mapping[str, Any], start: float = 0.0, end: float
         ValueError: if a setting is out of its range.
         TypeError: if it has a wrong type, or there is no such setting.
     """
+    if settings.get("scoring") == "cached":
+        raise ValueError(
+            "scoring is 'cached': only composer_edba.EDBA, for Composer, keeps scores; here every pool is scored by a "
+            "forward. Leave scoring out"
+        )
     unknown = sorted(set(settings) - set(_DEFAULTS))
     if unknown:
         raise TypeError(f"unknown setting {unknown[0]!r}: the settings are {', '.join(_DEFAULTS)}")

@@ -92,7 +92,8 @@ def summarize(trainer: Trainer, train_size: int, partial_epochs: bool = False) -
     """
     log = read_log(trainer)
     time = trainer.state.timestamp
-    drawn = int(time.sample)
+    # What EDBA leaves out before loading it, Composer does not see.
+    drawn = _last_count(log, "edba/samples_drawn") or int(time.sample)
     scored: int | None
     trained: int | None
     overhead: float | None
@@ -100,6 +101,9 @@ def summarize(trainer: Trainer, train_size: int, partial_epochs: bool = False) -
         scored, trained = _last_count(log, "edba/samples_scored"), _last_count(log, "edba/samples_trained")
         distinct, is_bound = _last_count(log, "edba/distinct_samples"), False
         overhead = float(np.mean(log["edba/overhead"].values)) if "edba/overhead" in log else None
+    elif "dba/overhead" in log:  # DBA runs on whole batches, and then chooses gradients
+        scored, trained, distinct, is_bound = 0, drawn, _last_count(log, "dba/distinct_samples"), False
+        overhead = float(np.mean(log["dba/overhead"].values))
     else:
         scored, trained, overhead = 0, drawn, 0.0
         # Without replacement an epoch visits no sample twice. When epochs leave out different ones, how many they
@@ -124,7 +128,7 @@ def summarize(trainer: Trainer, train_size: int, partial_epochs: bool = False) -
         overhead=overhead,
         train_seconds=time.total_wct.total_seconds() if time.total_wct else 0.0,
         final_batch_size=_batch_size_now(trainer),
-        nonfinite_steps=_last_count(log, "edba/nonfinite_steps") or 0,
+        nonfinite_steps=_last_count(log, "edba/nonfinite_steps") or _last_count(log, "dba/nonfinite_steps") or 0,
     )
 
 
@@ -143,7 +147,7 @@ def read_log(trainer: Trainer) -> dict[str, Series]:
     log = {}
     for name, entries in memory.data.items():
         # Most is logged within an update, before Composer counts it; these come after.
-        lag = 0 if name.startswith(("metrics/eval/", "time/", "edba/overhead")) else 1
+        lag = 0 if name.startswith(("metrics/eval/", "time/", "edba/overhead", "dba/overhead", "edba/cache")) else 1
         numeric = [(int(stamp.batch) + lag, float(value)) for stamp, value in entries if not isinstance(value, str)]
         log[name] = Series(*(np.array(column) for column in zip(*numeric, strict=True)))
     drawn = log.get("time/sample")
@@ -151,12 +155,18 @@ def read_log(trainer: Trainer) -> dict[str, Series]:
         # Composer logs the samples drawn so far at the start of every update and once more at the end.
         sizes = np.diff(drawn.values)
         log["batch_size"] = Series(drawn.updates[1:], sizes)
+    drawn = log.get("edba/samples_drawn")
+    if drawn:
+        log["batch_size"] = Series(drawn.updates, np.diff(drawn.values, prepend=_count_before(drawn)))
     trained = log.get("edba/samples_trained")
     if trained:
-        # A resumed run starts at the count of the run before it, which is not in this log.
-        before = 0.0 if trained.updates[0] == 1 else np.nan
-        log["subset_size"] = Series(trained.updates, np.diff(trained.values, prepend=before))
+        log["subset_size"] = Series(trained.updates, np.diff(trained.values, prepend=_count_before(trained)))
     return log
+
+
+def _count_before(total: Series) -> float:
+    """A resumed run starts at the count of the run before it, which is not in this log."""
+    return 0.0 if total.updates[0] == 1 else np.nan
 
 
 def write_summary(

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-__all__ = ["check_score_memory"]
+__all__ = ["check_score_memory", "device_memory"]
 
 # Share of the device's memory that the last layer's inputs and output gradients of a pool may fill. While they are
 # made they exist about four times over (outputs, their log-softmax, autograd's gradients, and these times B); measured
@@ -35,7 +35,7 @@ def check_score_memory(
         ValueError: names the sizes, and what would fit.
     """
     per_sample = 4 * positions * (features + classes)
-    memory = _device_memory(device)
+    memory = device_memory(device)
     if limit is None and memory is not None:
         limit = _SHARE * memory
     if limit is None or samples * per_sample <= limit:
@@ -48,7 +48,7 @@ def check_score_memory(
     )
 
 
-def _device_memory(device: torch.device) -> int | None:
+def device_memory(device: torch.device) -> int | None:
     """Bytes of memory that ``device`` has in all; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory

@@ -22,7 +22,7 @@ from composer_edba.last_layer import check_last_layer, find_last_layer, named_la
 from composer_edba.microbatch import balanced_parts
 from composer_edba.score_memory import check_score_memory
 
-__all__ = ["PoolScores", "Scorer", "without_side_effects"]
+__all__ = ["PoolScores", "Scorer", "mean_loss", "without_side_effects"]
 
 Run = Callable[[Any], Any]  # a batch -> its loss
 
@@ -102,11 +102,7 @@ class Scorer:
             ValueError: if no last layer is found, its output has no batch dimension, or the loss is no mean.
         """
 
-        def run(chunk: Any) -> Any:
-            chunk = chunk if prepare is None else prepare(chunk)
-            with precision():
-                return loss(model(chunk), chunk)
-
+        run = _runner(model, loss, prepare, precision)
         size = batch_size(batch)
         with without_side_effects(model):
             while True:
@@ -123,6 +119,30 @@ class Scorer:
                 # Outside the handler, whose traceback keeps the failed forward's tensors alive.
                 torch.cuda.empty_cache()
                 warnings.warn(f"scoring ran out of memory and goes on in chunks of {self.chunk_limit}", stacklevel=2)
+
+    def find_layer(
+        self,
+        model: nn.Module,
+        batch: Any,
+        loss: Callable[[Any, Any], Any],
+        *,
+        prepare: Callable[[Any], Any] | None = None,
+        precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ) -> nn.Module:
+        """The layer whose gradients count, found and checked on a part of ``batch`` once a model, without scoring it.
+
+        Arguments and errors are those of a call.
+        """
+        if self._checked is not model:
+            with without_side_effects(model):
+                self._prepare(model, batch, batch_size(batch), _runner(model, loss, prepare, precision))
+        assert self._layer is not None
+        return self._layer
+
+    @property
+    def positions(self) -> int:
+        """Positions of a sample (tokens, pixels) at which the layer was applied when it was last called."""
+        return 1 if self._shapes is None else self._shapes[0][1:-1].numel()
 
     def _prepare(self, model: nn.Module, batch: Any, size: int, run: Run) -> None:
         """Find the last layer and check it and the loss, once a model: other algorithms may have changed it before."""
@@ -161,7 +181,7 @@ class Scorer:
             handle = self._layer.register_forward_hook(hook)
             try:
                 with torch.no_grad():
-                    values.append(_mean_loss(run(index_batch(probe, torch.arange(size).repeat(copies), size))))
+                    values.append(mean_loss(run(index_batch(probe, torch.arange(size).repeat(copies), size))))
             finally:
                 handle.remove()
         once, twice = torch.stack(values).tolist()
@@ -221,7 +241,7 @@ class Scorer:
         try:
             # The hook turns grad mode on for the rest of the forward; this context puts it back.
             with torch.set_grad_enabled(False):
-                value = _mean_loss(run(batch))
+                value = mean_loss(run(batch))
                 if not value.requires_grad:
                     why = "does not depend on its output" if leaves else "is computed without calling it"
                     raise ValueError(f"last_layer ({type(layer).__name__}): the loss {why}. Name another layer")
@@ -237,11 +257,25 @@ class Scorer:
         return PoolScores(_at_least_float32(h[0]), d[0], _at_least_float32(value.detach()), layer.bias is not None)
 
 
+def _runner(
+    model: nn.Module,
+    loss: Callable[[Any, Any], Any],
+    prepare: Callable[[Any], Any] | None,
+    precision: Callable[[], contextlib.AbstractContextManager],
+) -> Run:
+    def run(chunk: Any) -> Any:
+        chunk = chunk if prepare is None else prepare(chunk)
+        with precision():
+            return loss(model(chunk), chunk)
+
+    return run
+
+
 def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _mean_loss(value: Any) -> Tensor:
+def mean_loss(value: Any) -> Tensor:
     """The loss as one scalar: a tuple's sum, a dict's ``total``, as in Composer's trainer."""
     if isinstance(value, dict):
         value = value["total"] if "total" in value else tuple(value.values())
@@ -268,50 +302,57 @@ def without_side_effects(model: nn.Module) -> Iterator[None]:
     normalisation goes on as in training. A module the user has frozen (put in eval mode) stays frozen. Put back:
     module modes, other buffers, and the random streams of Python, NumPy and torch.
     """
-    modes: list[tuple[nn.Module, bool]] = []
-    norms: list[_BatchNorm] = []
-    buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+    flags: list[tuple[nn.Module, str]] = []
+    places: list[tuple[nn.Module, str, Tensor]] = []
     for module in model.modules():
         if not isinstance(module, _BatchNorm):
-            buffers += [
-                (module, name, tensor, tensor.clone()) for name, tensor in module._buffers.items() if tensor is not None
-            ]
+            places += [(module, name, tensor) for name, tensor in module._buffers.items() if tensor is not None]
         if module.training:
             if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
-                # Without tracking, a layer in training mode neither reads nor writes its running statistics.
+                # Without tracking, a layer in training mode neither reads nor writes its running statistics: of all
+                # buffers the most numerous need no copy.
                 if module.track_running_stats:
-                    norms.append(module)
+                    flags.append((module, "track_running_stats"))
             elif not isinstance(module, _InstanceNorm):
-                modes.append((module, True))
-    versions = [tensor._version for _, _, tensor, _ in buffers]
+                flags.append((module, "training"))
+    buffers = [tensor for _, _, tensor in places]
+    copies = [torch.empty_like(tensor) for tensor in buffers]
+    _copy_all(copies, buffers)
+    versions = [tensor._version for tensor in buffers]
     try:
-        with _preserved_random_streams(model), _eager():
-            # The flags themselves: train() and eval() recurse and may be overridden.
-            for module, _ in modes:
-                module.training = False
-            for norm in norms:
-                norm.track_running_stats = False
+        with _preserved_random_streams(), _eager():
+            _set_flags(flags, False)
             yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for norm in norms:
-            norm.track_running_stats = True
+        _set_flags(flags, True)
         # Autocast keeps half-precision copies of weights, made here without gradients, and training in the same
         # autocast context would use them.
         torch.clear_autocast_cache()
+        changed = [i for i, version in enumerate(versions) if buffers[i]._version != version]
+        _copy_all([buffers[i] for i in changed], [copies[i] for i in changed])
+        for module, name, tensor in places:
+            if module._buffers.get(name) is not tensor:
+                module._buffers[name] = tensor
+
+
+def _set_flags(flags: list[tuple[nn.Module, str]], value: bool) -> None:
+    """Set the flags themselves: train() and eval() recurse and may be overridden."""
+    for module, name in flags:
+        # Module's own __setattr__ first looks for parameters and submodules, which takes as long as a small kernel.
+        plain = type(module).__setattr__ is nn.Module.__setattr__
+        (object.__setattr__ if plain else setattr)(module, name, value)
+
+
+def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    if targets:
         with torch.no_grad():
-            for (module, name, tensor, before), version in zip(buffers, versions, strict=True):
-                if tensor._version != version:
-                    tensor.copy_(before)
-                if module._buffers.get(name) is not tensor:
-                    module._buffers[name] = tensor
+            torch._foreach_copy_(targets, sources)  # few launches on a GPU, however many buffers
 
 
 @contextlib.contextmanager
-def _preserved_random_streams(model: nn.Module) -> Iterator[None]:
+def _preserved_random_streams() -> Iterator[None]:
     python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,6 +100,27 @@ class SubsetSelector:
                 )
             )
         return selection
+
+    def figures(self, selection: Selection) -> dict[str, float]:
+        """What a step is to be logged with: ``selection``'s metrics and the averages that came out."""
+        figures = {
+            "margin": selection.margin,
+            "model_metric": selection.model_metric,
+            "gradient_metric": selection.gradient_metric,
+        }
+        if self.averages is not None:
+            figures |= {"model_average": self.averages.model, "gradient_average": self.averages.gradient}
+        return figures
+
+    def warn_once_of_nonfinite(self, selection: Selection, where: str) -> None:
+        """Warn of the first pool whose loss or gradients were NaN or infinite."""
+        if self.nonfinite_steps == 1 and not selection.finite:
+            warnings.warn(
+                f"the scoring loss ({selection.model_metric}) or a last-layer gradient is NaN or infinite {where}: "
+                "such steps train on the whole pool, do not enter EDBA's averages and are counted as "
+                "edba/nonfinite_steps. Is the learning rate too high, or a sample broken?",
+                stacklevel=3,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Averages, policy and counts, as plain values."""

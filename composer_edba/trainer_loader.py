@@ -42,6 +42,11 @@ class TrainerLoader:
         return self.sampler is not None
 
     @property
+    def uneven(self) -> bool:
+        """Whether the ranks' passes differ in length."""
+        return self._uneven
+
+    @property
     def largest_batch(self) -> int | None:
         """Samples that each rank's pass holds at least, which no batch can exceed; None if unknown."""
         return None if self.sampler is None or self.sampler.total is None else self._shortest
@@ -73,7 +78,7 @@ class TrainerLoader:
             return None
         self.sampler = twin.batch_sampler  # type: ignore[assignment]
         assert isinstance(self.sampler, ResizableBatchSampler)
-        self._measure_pass(state)
+        self.measure_pass(state)
         self._manages_length = subset_batches is None and self._samples is not None
         if subset_batches is not None:
             # A growing batch shortens the pass: without this the setter would clamp the user's number, and warn.
@@ -160,7 +165,10 @@ class TrainerLoader:
         samples = self._samples
         assert samples is not None
         timestamp = state.timestamp
-        epochs = int(timestamp.epoch) + min(1.0, int(timestamp.sample_in_epoch) / samples)
+        drawn = int(timestamp.sample_in_epoch)
+        if self.sampler.choose is not None:  # the Trainer sees chosen samples only
+            drawn = self.sampler.seen(int(timestamp.batch_in_epoch)) * dist.get_world_size()
+        epochs = int(timestamp.epoch) + min(1.0, drawn / samples)
         if int(timestamp.batch) > 0 and epochs > 0:
             length = _batches_per_epoch(int(timestamp.batch), epochs)
         else:
@@ -198,8 +206,11 @@ class TrainerLoader:
         dist.all_reduce(last, "MAX")
         return bool(last)
 
-    def _measure_pass(self, state: State) -> None:
-        """Set the number of samples in an epoch; on uneven ranks it ends with the shortest one's pass."""
+    def measure_pass(self, state: State) -> None:
+        """FIT_START, and EPOCH_START where passes differ: set the number of samples in an epoch.
+
+        On uneven ranks it ends with the shortest one's pass.
+        """
         assert self.sampler is not None
         total = self.sampler.total
         if total is None:

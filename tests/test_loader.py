@@ -116,3 +116,26 @@ def test_a_shallow_copy_shares_no_state_with_its_original():
     twin = resizable_copy(loader, 5)
     assert twin.batch_sampler.batch_size == 5
     assert copy.copy(loader).batch_sampler.batch_size == 3
+
+
+@given(total=st.integers(1, 100), sizes=st.lists(st.integers(1, 30), min_size=1, max_size=10), keep=st.integers(1, 5))
+def test_a_chooser_decides_what_is_loaded_and_not_what_is_drawn(total, sizes, keep):
+    def batches(choose):
+        sampler = ResizableBatchSampler(SequentialSampler(range(total)), sizes[0])
+        sampler.choose = choose
+        for number, batch in enumerate(sampler):
+            yield batch, sampler.seen(number), sampler.seen(number + 1)
+            assert sampler.indices_of(number) == batch
+            sampler.batch_size = sizes[(number + 1) % len(sizes)]
+
+    asked = []
+
+    def choose(number, indices):
+        asked.append(number)
+        return indices[:keep]
+
+    whole, chosen = list(batches(None)), list(batches(choose))
+    assert [batch[:keep] for batch, _, _ in whole] == [batch for batch, _, _ in chosen]
+    assert [seen for _, *seen in whole] == [seen for _, *seen in chosen]
+    assert all(after - before == len(batch) for batch, before, after in whole)
+    assert asked == list(range(len(whole)))

@@ -77,7 +77,7 @@ def cross_entropy(outputs, batch):
 
 
 def test_a_pool_that_would_not_fit_is_refused_after_the_probe_alone(monkeypatch):
-    monkeypatch.setattr("composer_edba.score_memory._device_memory", lambda device: 5 * 4 * 200 * 304 * 44)
+    monkeypatch.setattr("composer_edba.score_memory.device_memory", lambda device: 5 * 4 * 200 * 304 * 44)
     model = Tokens()
     batch = [torch.randn(64, 1), torch.randint(300, (64,))]
     with pytest.raises(ValueError, match=r"scoring 64 samples at 200 positions.*at most 44 samples"):
@@ -90,7 +90,7 @@ def test_a_pool_that_would_not_fit_is_refused_after_the_probe_alone(monkeypatch)
 def test_a_pool_that_has_grown_too_large_is_refused_before_its_forward(monkeypatch):
     model, scorer = Tokens(10, 30), Scorer()
     batch = [torch.randn(64, 1), torch.randint(30, (64,))]
-    monkeypatch.setattr("composer_edba.score_memory._device_memory", lambda device: 5 * 4 * 340 * 40)
+    monkeypatch.setattr("composer_edba.score_memory.device_memory", lambda device: 5 * 4 * 340 * 40)
     scorer(model, [tensor[:40] for tensor in batch], cross_entropy)
     model.largest = 0
     with pytest.raises(ValueError, match=r"scoring 64 samples at 10 positions.*at most 40 samples"):

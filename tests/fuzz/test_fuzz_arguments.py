@@ -22,7 +22,7 @@ RIGHT = {
     "max_batch_size": st.integers(1, 10**9),
     "batch_size_policy": st.sampled_from(["margin", "noise_scale", "fixed"]),
     "criterion": st.sampled_from(["margin", "random"]),
-    "scoring": st.just("forward"),
+    "scoring": st.sampled_from(["forward", "cached"]),
     "scale_factor": st.floats(0, 1, exclude_min=True),
     "start": st.floats(0, 1),
     "end": st.floats(0, 1),
@@ -77,7 +77,7 @@ def expected_right(arguments):
         and arguments["interrupt"] != 1
         and one_of("batch_size_policy", "margin", "noise_scale", "fixed")
         and one_of("criterion", "margin", "random")
-        and one_of("scoring", "forward")
+        and (one_of("scoring", "forward") or (one_of("scoring", "cached") and arguments["scale_factor"] == 1))
         and (arguments["last_layer"] is None or isinstance(arguments["last_layer"], (str, nn.Module)))
         and (one_of("subset_size_law", "uniform", "upper_half", "power_set") or (number(law) and 0 < law <= 1))
     )
