@@ -9,22 +9,25 @@ from composer_edba import functional
 
 if TYPE_CHECKING:
     from composer_edba.algorithm import EDBA
+    from composer_edba.dba import DBA
 
-__all__ = ["EDBA", "__version__", "functional"]
+__all__ = ["DBA", "EDBA", "__version__", "functional"]
 
 __version__ = "0.1.0"
+
+_ALGORITHMS = {"DBA": "composer_edba.dba", "EDBA": "composer_edba.algorithm"}
 
 
 def __getattr__(name: str) -> Any:
     # Lazily: the mathematics must work where Composer is not installed.
-    if name == "EDBA":
+    if name in _ALGORITHMS:
         try:
-            return importlib.import_module("composer_edba.algorithm").EDBA
+            return getattr(importlib.import_module(_ALGORITHMS[name]), name)
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] == "composer_edba":
                 raise
             raise ImportError(
-                f"composer_edba.EDBA needs MosaicML Composer ({error.name} is not installed): "
+                f"composer_edba.{name} needs MosaicML Composer ({error.name} is not installed): "
                 "pip install 'composer-edba[composer]'"
             ) from error
     raise AttributeError(f"module 'composer_edba' has no attribute {name!r}")

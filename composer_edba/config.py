@@ -32,8 +32,8 @@ def _key(default: Any, text: str) -> Any:
 class DataConfig:
     """The data set, the part of it that is trained on, and how it is batched."""
 
-    name: str = _key(MISSING, "data set: digits, cifar10, cifar100 or imagefolder")
-    root: str | None = _key("datasets", "folder that holds the data; digits needs none")
+    name: str = _key(MISSING, "data set: digits, fashion_mnist, cifar10, cifar100 or imagefolder")
+    root: str | None = _key("datasets", "folder of the data; digits needs none, nor fashion_mnist where Debian has it")
     download: bool = _key(False, "fetch CIFAR into the root when it is missing")
     fraction: float | None = _key(None, "share of the training set to train on, in (0, 1]; null: all of it")
     samples: int | None = _key(None, "number of training samples to train on, instead of a fraction; null: all")
@@ -54,7 +54,7 @@ class DataConfig:
 class ModelConfig:
     """The network."""
 
-    name: str = _key(MISSING, "network: preresnet56, preresnet56_basic, preresnet20_basic, resnet9 or digits_cnn")
+    name: str = _key(MISSING, "network: preresnet56, preresnet56_basic, preresnet20_basic, resnet9, digits_cnn or mlp")
     kwargs: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "further arguments of the network, a mapping"}
     )

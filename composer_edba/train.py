@@ -21,7 +21,7 @@ from composer.models import ComposerClassifier
 from composer.optim import ComposerScheduler
 from composer.utils import dist, reproducibility
 
-from composer_edba import EDBA
+from composer_edba import DBA, EDBA
 from composer_edba.config import Config, ConfigError, load_config, nearest, schema_keys
 from composer_edba.data import Data, build_data
 from composer_edba.models import build_model
@@ -170,8 +170,8 @@ def build_algorithms(given: Mapping[str, Any]) -> list[Algorithm]:
     """Builds the algorithms of a run.
 
     Args:
-        given: From an algorithm's name to its keyword arguments. The name is ``edba`` or that of any algorithm of
-            ``composer.algorithms``, whatever its case and underscores. ``None``, ``True`` or ``{}`` means the
+        given: From an algorithm's name to its keyword arguments. The name is ``edba``, ``dba`` or that of any algorithm
+            of ``composer.algorithms``, whatever its case and underscores. ``None``, ``True`` or ``{}`` means the
             defaults; ``False`` leaves the algorithm out. ``edba`` also takes ``preset``: ``"default"`` or ``"paper"``.
 
     Raises:
@@ -202,10 +202,10 @@ def build_algorithms(given: Mapping[str, Any]) -> list[Algorithm]:
 
 
 def known_algorithms() -> dict[str, type[Algorithm]]:
-    """The algorithms that a run may name: ``edba`` and Composer's own, by the name of their module there."""
+    """The algorithms that a run may name: ``edba``, ``dba`` and Composer's own, by the name of their module there."""
     exported = (getattr(composer.algorithms, name) for name in composer.algorithms.__all__)
     own = [item for item in exported if inspect.isclass(item) and issubclass(item, Algorithm)]
-    return {"edba": EDBA, **{item.__module__.split(".")[2]: item for item in own}}
+    return {"edba": EDBA, "dba": DBA, **{item.__module__.split(".")[2]: item for item in own}}
 
 
 def _bare(name: str) -> str:

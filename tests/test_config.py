@@ -177,6 +177,9 @@ def test_there_are_runs_for_every_benchmark_data_set():
     assert names == {
         "digits/edba.yaml",
         "digits/baseline.yaml",
+        "fashion_mnist/mlp_baseline.yaml",
+        "fashion_mnist/mlp_dba.yaml",
+        "fashion_mnist/mlp_edba.yaml",
         "cifar10/preresnet56_edba.yaml",
         "cifar10/preresnet56_baseline.yaml",
         "cifar10/resnet9_edba.yaml",

@@ -10,7 +10,7 @@ import torch
 from composer.loggers import InMemoryLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from composer_edba import EDBA
+from composer_edba import DBA, EDBA
 from composer_edba.config import ConfigError, load_config, schema_keys
 from composer_edba.train import build_algorithms, build_trainer, cli, known_algorithms, main
 
@@ -143,6 +143,7 @@ def test_an_optimizer_trains(tmp_path, name):
 def test_every_file_builds_its_algorithms(path):
     algorithms = build_algorithms(load_config(path).algorithms)
     assert (EDBA in map(type, algorithms)) == path.stem.endswith("edba")
+    assert (DBA in map(type, algorithms)) == path.stem.endswith("_dba")
     assert len(algorithms) == len(load_config(path).algorithms)
 
 
@@ -153,7 +154,7 @@ def test_every_algorithm_of_composer_has_a_name():
     algorithms = {getattr(composer.algorithms, name) for name in composer.algorithms.__all__}
     expected = {a for a in algorithms if issubclass(a, composer.Algorithm)}
     known = known_algorithms()
-    assert set(known.values()) == expected | {EDBA}
+    assert set(known.values()) == expected | {DBA, EDBA}
     assert known["selective_backprop"] is composer.algorithms.SelectiveBackprop
 
 

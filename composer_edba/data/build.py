@@ -62,6 +62,12 @@ def _cifar100(root: Path, download: bool, augment: bool, image_size: int | None)
     return cifar_splits(100, root, download, augment, 32 if image_size is None else image_size)
 
 
+def _fashion_mnist(root: Path | None, download: bool, augment: bool, image_size: None) -> Splits:
+    from composer_edba.data.fashion_mnist import fashion_mnist_splits
+
+    return fashion_mnist_splits(root)
+
+
 def _imagefolder(root: Path, download: bool, augment: bool, image_size: int | None) -> Splits:
     from composer_edba.data.imagefolder import imagefolder_splits
 
@@ -73,6 +79,7 @@ DATASETS: dict[str, Callable[..., Splits]] = {
     "cifar10": _cifar10,
     "cifar100": _cifar100,
     "digits": _digits,
+    "fashion_mnist": _fashion_mnist,
     "imagefolder": _imagefolder,
 }
 """Data sets by name."""
@@ -104,8 +111,8 @@ def build_data(
     augmentation is the same too, except for what workers draw (``imagefolder`` with ``num_workers`` above 0).
 
     Args:
-        name: ``digits``, ``cifar10``, ``cifar100`` or ``imagefolder``.
-        root: Folder of the data; every data set but ``digits`` needs it.
+        name: ``digits``, ``fashion_mnist``, ``cifar10``, ``cifar100`` or ``imagefolder``.
+        root: Folder of the data; ``digits`` needs none, nor ``fashion_mnist`` where Debian's package is installed.
         download: Whether what is missing may be downloaded. Only CIFAR can be; ``digits`` comes with scikit-learn.
         fraction: Share of the training samples to train on, in (0, 1]; see :func:`~.subset.stratified_subset`.
         samples: Number of training samples to train on, instead of ``fraction``. With neither: all.
@@ -124,10 +131,10 @@ def build_data(
         num_workers: Worker processes of each loader and rank; they live from epoch to epoch. The data sets in memory
             are fastest with 0.
         augment: Whether to augment the training images: CIFAR random crop and flip, ``imagefolder`` random resized crop
-            and flip. ``digits`` are only normalised either way.
+            and flip. ``digits`` and ``fashion_mnist`` are only normalised either way.
         drop_last: Whether to leave out the last training batch of an epoch where it is not full.
         image_size: Height and width in pixels; default 224 for ``imagefolder``, 32 for CIFAR, which less makes smaller
-            by averaging over areas. ``digits`` have their own.
+            by averaging over areas. ``digits`` and ``fashion_mnist`` have their own.
 
     Returns:
         The loaders, sizes and numbers of classes and channels.
@@ -146,12 +153,14 @@ def build_data(
     ):
         if value < least:
             raise ValueError(f"{argument} must be at least {least}, not {value}")
-    if root is None and name != "digits":
+    if root is None and name not in ("digits", "fashion_mnist"):
         raise ValueError(f"root must be the folder that holds {name} or shall hold it, not None")
-    if image_size is not None and name == "digits":
-        raise ValueError(f"image_size is not for digits, whose images have their own size (given {image_size})")
+    if image_size is not None and name in ("digits", "fashion_mnist"):
+        raise ValueError(f"image_size is not for {name}, whose images have their own size (given {image_size})")
     if download and name == "imagefolder":
         raise ValueError("download must be False for imagefolder: there is no address to download it from")
+    if download and name == "fashion_mnist":
+        raise ValueError("download must be False for fashion_mnist: install Debian's dataset-fashion-mnist")
 
     splits = _load(name, None if root is None else Path(root), download, augment, image_size)
     train: LabelledDataset = splits.train

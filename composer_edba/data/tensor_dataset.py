@@ -30,8 +30,9 @@ class BatchTensorDataset(Dataset[tuple[Tensor, Tensor]]):
     (torch.Size([4, 3, 8, 8]), torch.Size([4]))
 
     Args:
-        inputs: ``(N, ...)``, any dtype; uint8 images take a quarter of the memory of float32 ones.
-        targets: ``(N,)`` int64 labels.
+        inputs: ``(N, ...)``, any dtype; uint8 images take a quarter of the memory of float32 ones. They may lie on a
+            GPU, and the batches then do.
+        targets: ``(N,)`` int64 labels, on the same device.
 
     Raises:
         ValueError: The lengths differ.
@@ -51,7 +52,7 @@ class BatchTensorDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
         # A list, not a tuple: Composer's algorithms set its items in place.
-        index = torch.as_tensor(indices, dtype=torch.int64)
+        index = torch.as_tensor(indices, dtype=torch.int64, device=self.inputs.device)
         return [self.inputs.index_select(0, index), self.targets.index_select(0, index)]
 
     def subset(self, indices: Tensor) -> BatchTensorDataset:

@@ -6,17 +6,20 @@ Linear(in_features=256, out_features=10, bias=True)
 """
 
 from composer_edba.models.digits_cnn import DigitsCNN, digits_cnn
+from composer_edba.models.mlp import MLP, mlp
 from composer_edba.models.preresnet import PreResNet, preresnet20_basic, preresnet56, preresnet56_basic
 from composer_edba.models.registry import MODELS, build_model
 from composer_edba.models.resnet9 import ResNet9, resnet9
 
 __all__ = [
+    "MLP",
     "MODELS",
     "DigitsCNN",
     "PreResNet",
     "ResNet9",
     "build_model",
     "digits_cnn",
+    "mlp",
     "preresnet20_basic",
     "preresnet56",
     "preresnet56_basic",

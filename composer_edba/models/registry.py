@@ -10,11 +10,13 @@ from typing import Any
 from torch import nn
 
 from composer_edba.models.digits_cnn import digits_cnn
+from composer_edba.models.mlp import mlp
 from composer_edba.models.preresnet import PreResNet, preresnet20_basic, preresnet56, preresnet56_basic
 from composer_edba.models.resnet9 import resnet9
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "digits_cnn": digits_cnn,
+    "mlp": mlp,
     "preresnet": PreResNet,
     "preresnet20_basic": preresnet20_basic,
     "preresnet56": preresnet56,
@@ -30,7 +32,7 @@ def build_model(name: str, num_classes: int, in_channels: int | None = None, **k
     Args:
         name: A key of :data:`MODELS`.
         num_classes: Outputs of the last layer.
-        in_channels: Channels of the input images. Default: the model's own (3, and 1 for ``digits_cnn``).
+        in_channels: Channels of the input images. Default: the model's own (3, and 1 for ``digits_cnn`` and ``mlp``).
         **kwargs: What else the builder takes, such as ``width`` for ``resnet9`` or ``depth`` for ``preresnet``.
 
     Returns:

@@ -89,11 +89,11 @@ def test_workers_stay_and_give_the_same_batches(stop_workers) -> None:
 
 
 def test_two_ranks_share_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Composer reads rank and world size from the variables that its launcher sets.
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    # Not by the launcher's variables, which must not contradict the group of one rank that a Trainer has left behind.
+    monkeypatch.setattr("composer.utils.dist.get_world_size", lambda: 2)
     seen = []
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
+    for rank in (0, 1):
+        monkeypatch.setattr("composer.utils.dist.get_global_rank", lambda rank=rank: rank)
         data = build_data("digits", samples=100, batch_size=20)
         assert isinstance(data.train.dataloader.sampler, DistributedSampler)
         assert type(data.train.dataloader.batch_sampler) is BatchSampler
@@ -111,7 +111,7 @@ def test_two_ranks_share_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             {"name": "cifar1O"},
-            r"unknown data set name 'cifar1O'.*cifar10, cifar100, digits, imagefolder.*mean 'cifar10",
+            r"unknown data set name 'cifar1O'.*cifar10, cifar100, digits, fashion_mnist, imagefolder.*mean 'cifar10",
         ),
         ({"name": "digits", "fraction": 0.5, "samples": 3}, "not both"),
         ({"name": "digits", "samples": 2000}, "samples must be between 1 and the 1437"),
@@ -205,3 +205,31 @@ def test_resumed_run_sees_the_same_augmented_batches(tmp_path: Path, workers: in
     resumed = train(max_duration="3ep", load_path=str(tmp_path / "ba7.pt"))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.parametrize(("size", "expected"), [({}, 1237), ({"samples": 300}, 300), ({"fraction": 0.5}, 619)])
+def test_held_out_samples_are_no_training_samples(size: dict[str, float], expected: int) -> None:
+    data = build_data("digits", validation_samples=200, subset_seed=3, **size)
+    train, held_out = data.train.dataloader.dataset, data.validation.dataloader.dataset
+    assert torch.bincount(held_out.targets).min() >= 19
+    assert torch.cdist(train.inputs.flatten(1), held_out.inputs.flatten(1)).min() > 0
+    assert (len(held_out), len(train)) == (200, expected)
+    # Those of another seed are others; of the same seed the same, whatever is trained on.
+    same = build_data("digits", validation_samples=200, subset_seed=3).validation.dataloader.dataset
+    other = build_data("digits", validation_samples=200, subset_seed=4).validation.dataloader.dataset
+    assert torch.equal(same.inputs, held_out.inputs)
+    assert not torch.equal(other.inputs, held_out.inputs)
+
+
+def test_validation_batches_are_in_order_and_like_the_evaluations() -> None:
+    data = build_data("digits", validation_samples=250, eval_batch_size=100)
+    assert [len(y) for _, y in data.validation.dataloader] == [100, 100, 50]
+    assert torch.equal(labels(data.validation), data.validation.dataloader.dataset.targets)
+    assert data.validation.batch_transforms is data.eval.batch_transforms
+    assert build_data("digits").validation is None
+
+
+@pytest.mark.parametrize("count", [-1, 1437])
+def test_held_out_samples_out_of_range(count: int) -> None:
+    with pytest.raises(ValueError, match=f"leave some of the 1437 training samples, not {count}"):
+        build_data("digits", validation_samples=count)

@@ -135,3 +135,23 @@ def test_failed_download_names_address_and_folder(tmp_path: Path) -> None:
     root.touch()
     with pytest.raises(FileNotFoundError, match=r"could not download CIFAR-10 from https://.* into .*file"):
         build_data("cifar10", root=root, download=True)
+
+
+@pytest.mark.cifar
+@real_data
+def test_smaller_images_are_means_over_areas(splits: dict[int, Splits]) -> None:
+    small = cifar_splits(10, CIFAR_ROOT, image_size=16)
+    for split in ("train", "eval"):
+        full, less = getattr(splits[10], split), getattr(small, split)
+        means = full.inputs[:100].double().unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))
+        assert less.inputs.dtype == torch.uint8
+        assert torch.equal(less.inputs[:100].double(), means.round())
+        assert torch.equal(less.targets, full.targets)
+    assert small.train_transform.crop_padding == 2
+    assert small.eval_transform.crop_padding == 0
+
+
+@pytest.mark.parametrize("size", [0, 33])
+def test_image_size_out_of_range(tmp_path: Path, size: int) -> None:
+    with pytest.raises(ValueError, match=f"image_size must be between 1 and 32 for CIFAR, not {size}"):
+        build_data("cifar10", root=tmp_path, image_size=size)

@@ -132,9 +132,7 @@ def test_image_folders_are_refused(tmp_path):
         for label in ("a", "b"):
             (tmp_path / split / label).mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(tmp_path / split / label / "0.png")
-    with pytest.raises(
-        ValueError, match=r"label_noise='symmetric_0.4' is for data sets in memory, not for imagefolder"
-    ):
+    with pytest.raises(ValueError, match=r"is for data sets in memory, not for imagefolder"):
         build_data("imagefolder", root=tmp_path, label_noise="symmetric_0.4")
 
 

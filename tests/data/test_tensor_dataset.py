@@ -62,3 +62,8 @@ def test_pickles_for_spawned_workers() -> None:
 def test_lengths_differ() -> None:
     with pytest.raises(ValueError, match="same length, not 3 and 2"):
         BatchTensorDataset(torch.zeros(3), torch.zeros(2))
+
+
+def test_batches_lie_where_the_data_lies() -> None:
+    dataset = BatchTensorDataset(torch.zeros(5, 2, device="meta"), torch.zeros(5, dtype=torch.int64, device="meta"))
+    assert [tensor.device.type for tensor in dataset.__getitems__([0, 3])] == ["meta", "meta"]

@@ -49,6 +49,17 @@ def test_digits_cnn_parameter_count() -> None:
     assert parameters(build_model("digits_cnn", 10)) == convolutions + 2 * (16 + 32 + 32) + 32 * 10 + 10
 
 
+def test_mlp_parameter_count() -> None:
+    assert parameters(build_model("mlp", 10)) == 784 * 64 + 64 + 64 * 10 + 10
+    assert parameters(build_model("mlp", 3, 2, image_size=4, hidden_size=5)) == 32 * 5 + 5 + 5 * 3 + 3
+
+
+@pytest.mark.parametrize("argument", ["image_size", "hidden_size"])
+def test_mlp_sizes_are_checked(argument: str) -> None:
+    with pytest.raises(ValueError, match=f"{argument} must be at least 1, not 0"):
+        build_model("mlp", 10, **{argument: 0})
+
+
 @pytest.mark.parametrize(
     ("name", "features"), [("preresnet56", 256), ("preresnet56_basic", 64), ("preresnet20_basic", 64)]
 )
@@ -60,7 +71,7 @@ def test_last_layer_features(name: str, features: int) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gradient_reaches_every_parameter(name: str, channels: int) -> None:
     torch.manual_seed(0)
-    kwargs = {"preresnet": {"depth": 11}, "resnet9": {"width": 8}}.get(name, {})
+    kwargs = {"preresnet": {"depth": 11}, "resnet9": {"width": 8}, "mlp": {"image_size": 16}}.get(name, {})
     model = build_model(name, 7, in_channels=channels, **kwargs)
     logits = model(torch.randn(6, channels, 16, 16))
     assert logits.shape == (6, 7)
