@@ -1,28 +1,37 @@
-"""``python -m composer_edba.benchmark SUITE``."""
+"""``python -m composer_edba.benchmark COMMAND``."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
-from composer_edba.benchmark import cost, time_to_accuracy
+# The module of each command has add_arguments(parser) and run(arguments). It is imported when it is asked for: some
+# take Composer with them, which takes long.
+COMMANDS = {
+    "cost": ("cost", "time and memory of selection and of a step"),
+    "scale-factor": ("scale_factor", "what scoring at a lower resolution does to the choice, and what it saves"),
+    "cost-dba": ("cost_dba", "time and memory of DBA beside EDBA and a plain step, and how good its search is"),
+    "time-to-accuracy": ("time_to_accuracy", "a suite of training runs, arms against each other"),
+    "paper": ("paper", "time-to-accuracy paper: the paper's table"),
+    "tasks": ("tasks", "digits, tables, regression and text, a few seconds a run"),
+    "report": ("report", "tables, pictures and a page from the runs of a suite"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the suite named on the command line."""
+    """Run what the command line names."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="python -m composer_edba.benchmark", description=__doc__)
-    suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
-    command = suites.add_parser("cost", help="time and memory of selection and of a step")
-    cost.add_arguments(command)
-    command.set_defaults(run=cost.run)
-    command = suites.add_parser("time-to-accuracy", help="a suite of training runs, arms against each other")
-    time_to_accuracy.add_arguments(command)
-    command.set_defaults(run=time_to_accuracy.run)
-    command = suites.add_parser("paper", help="time-to-accuracy paper: the paper's table")
-    time_to_accuracy.add_arguments(command, "paper")
-    command.set_defaults(run=time_to_accuracy.run)
-    parsed = parser.parse_args(arguments)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if given[:1] == [name]:
+            chosen = importlib.import_module(f"composer_edba.benchmark.{module}")
+            chosen.add_arguments(command)
+            command.set_defaults(run=chosen.run)
+    parsed = parser.parse_args(given)
     code: int = parsed.run(parsed)
     return code
 

@@ -11,24 +11,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ARMS", "Arm", "ExtraAlgorithm"]
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+__all__ = ["ARMS", "Arm", "ExtraAlgorithm", "arm_title", "parse_arm"]
 
 
 @dataclass(frozen=True)
 class ExtraAlgorithm:
-    """A Composer algorithm that the benchmark brings: ``module:Class`` and its keyword arguments."""
+    """A Composer algorithm that the benchmark brings.
+
+    Attributes:
+        path: ``module:Class``.
+        arguments: its keyword arguments.
+        seeded: whether it takes the run's seed too, as ``seed``.
+    """
 
     path: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    seeded: bool = False
 
-    def build(self) -> Any:
+    def build(self, seed: int) -> Any:
         """Import and construct it.
 
         Raises:
             ImportError: if the module, or what it needs, is not there.
         """
         module, _, name = self.path.partition(":")
-        return getattr(importlib.import_module(module), name)(**self.arguments)
+        arguments = {**self.arguments, "seed": seed} if self.seeded else self.arguments
+        return getattr(importlib.import_module(module), name)(**arguments)
 
 
 @dataclass(frozen=True)
@@ -57,22 +69,65 @@ ARMS: dict[str, Arm] = {
     "plain": Arm("plain"),
     # Learning rate and schedule stand in the suite.
     "plain_decay": Arm("plain, decayed learning rate"),
-    **{
-        f"plain_b{size}": Arm(f"plain, batch {size}", {"data.batch_size": size})
-        for size in (10, 25, 50, 100, 200, 400, 800)
-    },
     # The batch size stands in the suite, found on seeds that no report uses.
     "plain_best_batch": Arm("plain, best fixed batch"),
     "edba": Arm("EDBA", {"algorithms.edba": {}}),
-    "edba_paper": Arm("EDBA, paper's settings", {"algorithms.edba": {"preset": "paper"}}),
     "edba_cached": Arm("EDBA, cached scores", {"algorithms.edba": {"scoring": "cached"}}),
     "edba_noise_scale": Arm("EDBA, noise scale", {"algorithms.edba": {"batch_size_policy": "noise_scale"}}),
     "edba_random": Arm("random subsets (control)", {"algorithms.edba": {"criterion": "random"}}),
     "edba_fixed": Arm("EDBA, fixed batch size", {"algorithms.edba": {"batch_size_policy": "fixed"}}),
+    "adam": Arm("Adam", {"optimizer.name": "adam", "optimizer.momentum": None, "optimizer.nesterov": None}),
+    "dba": Arm("DBA", {"algorithms.dba": {}}),
+    "dba_random": Arm("DBA, random samples (control)", {"algorithms.dba": {"criterion": "random"}}),
     "growth": Arm("batch growth, no selection", extra=(ExtraAlgorithm(f"{_ALGORITHMS}.batch_growth:BatchGrowth"),)),
     "selective_backprop": Arm("SelectiveBackprop", {"algorithms.selective_backprop": {}}),
     "infobatch": Arm("InfoBatch's rule", extra=(ExtraAlgorithm(f"{_ALGORITHMS}.infobatch:InfoBatch"),)),
+    # EDBA on fixed subsets of the full set that are drawn anew: no method, but a control.
+    "redraw_on_resize": Arm(
+        "EDBA, subset redrawn at each resize",
+        {"algorithms.edba": {}},
+        (ExtraAlgorithm(f"{_ALGORITHMS}.redraw:RedrawOnResize", {"samples": 100, "every": "resize"}, seeded=True),),
+    ),
+    "redraw_every_epoch": Arm(
+        "EDBA, subset redrawn every epoch",
+        {"algorithms.edba": {}},
+        (ExtraAlgorithm(f"{_ALGORITHMS}.redraw:RedrawOnResize", {"samples": 100, "every": "epoch"}, seeded=True),),
+    ),
+    "plain_full_data": Arm("plain, on the full data"),
     "recipe": Arm("Composer's recipe", _RECIPE),
     "recipe_edba": Arm("Composer's recipe and EDBA", {**_RECIPE, "algorithms.edba": {}}),
 }
-"""By name. Overrides of nested mappings replace, they do not merge."""
+"""By name."""
+
+
+def parse_arm(name: str) -> tuple[str, dict[str, Any]]:
+    """Split ``ARM@key=value,key=value``, an arm of its own with keys that differ, into the arm and those keys.
+
+    >>> parse_arm("plain@optimizer.lr=0.2")
+    ('plain', {'optimizer.lr': 0.2})
+
+    Raises:
+        ValueError: if the arm is unknown, or a change is not ``key=value``.
+    """
+    base, _, listed = name.partition("@")
+    if base not in ARMS:
+        raise ValueError(f"arm {base!r} is unknown; there are {', '.join(ARMS)}")
+    changes = {}
+    for change in listed.split(",") if listed else []:
+        key, equals, value = change.partition("=")
+        if not key or not equals:
+            raise ValueError(f"arm {name!r}: {change!r} must be key=value")
+        try:
+            # As in the YAML files: plain YAML 1.1 takes 1e-3 for text.
+            parsed = OmegaConf.create(f"value: {value}")
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ValueError(f"arm {name!r}: the value {value!r} of {key} is not valid YAML") from error
+        changes[key] = OmegaConf.to_container(parsed)["value"]  # type: ignore[call-overload, index]
+    return base, changes
+
+
+def arm_title(name: str) -> str:
+    """What a reader calls the arm ``name``; the name itself where it is not known (any more)."""
+    base, _, changes = name.partition("@")
+    title = ARMS[base].title if base in ARMS else base
+    return f"{title}, {changes}" if changes else title

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ def peak_bytes(work: Callable[..., Any], *arguments: Any) -> int:
         work: a module-level function (on a CPU it is run in a spawned process) that returns a function without
             arguments; what happens up to its return is preparation and does not count.
         arguments: its arguments, picklable.
+
+    Raises:
+        RuntimeError: if the process ended without a result, as one that the kernel killed for its memory does.
     """
     if torch.cuda.is_available():
         run = work(*arguments)
@@ -32,12 +37,31 @@ def peak_bytes(work: Callable[..., Any], *arguments: Any) -> int:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sender, work, arguments))
-    process.start()
+    with _freed_at_once():
+        process.start()
     sender.close()
     try:
         return receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the process that was to be measured ended with exit code {process.exitcode}") from None
     finally:
         process.join()
+
+
+@contextlib.contextmanager
+def _freed_at_once() -> Iterator[None]:
+    """For processes started inside: large blocks go back when freed, where glibc would keep some for later."""
+    name = "MALLOC_MMAP_THRESHOLD_"
+    before = os.environ.get(name)
+    os.environ[name] = str(2**17)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _measure(sender: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
 from importlib import metadata
@@ -16,10 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from composer import Algorithm
+from composer.utils import get_device
 
+from composer_edba.benchmark.algorithms.mislabelled import MislabelledShare
+from composer_edba.benchmark.algorithms.redraw import RedrawOnResize
+from composer_edba.benchmark.algorithms.score_agreement import ScoreAgreement
 from composer_edba.benchmark.evaluation import EvaluationPoints, RunRecorder, forward_flops
 from composer_edba.benchmark.suites import YAMLS, RunSpec
 from composer_edba.config import Config, load_config, schema_keys
+from composer_edba.data import BatchTensorDataset, Data
+from composer_edba.dba import DBA
 from composer_edba.run_summary import _cpu_name
 from composer_edba.train import build_trainer
 
@@ -52,12 +60,12 @@ def execute(spec: RunSpec, jobs: int = 1) -> dict[str, Any]:
     began = time.perf_counter()
     trainer, data = build_trainer(
         config,
-        extra_algorithms=[algorithm.build() for algorithm in spec.extra],
+        extra_algorithms=[algorithm.build(config.seed) for algorithm in spec.extra],
         callbacks=[recorder],
-        evaluators=lambda data: points.evaluators(data, spec.test_samples),
+        evaluators=lambda data: points.evaluators(_on_device(data, config), spec.test_samples),
     )
     try:
-        x, y = data.train.dataloader.dataset[0]  # type: ignore[attr-defined]
+        x, y = data.train.dataloader.dataset[0]  # type: ignore[union-attr]
         one = trainer.state.device.batch_to_device([x[None].float(), torch.as_tensor(y)[None]])
         recorder.flops_per_sample = forward_flops(trainer.state.model, one)
         with warnings.catch_warnings():
@@ -94,7 +102,33 @@ def execute(spec: RunSpec, jobs: int = 1) -> dict[str, Any]:
         "flops_per_sample": recorder.flops_per_sample,
         "evaluations": recorder.evaluations,
         "batch_size_path": _thinned(recorder.batch_size_path),
+        **_observed(trainer.state.algorithms),
     }
+
+
+def _on_device(data: Data, config: Config) -> Data:
+    """On a GPU the whole data set lies there too: small networks would wait for the batches otherwise."""
+    device = get_device(config.trainer.device)
+    for spec in (data.train, data.eval, data.validation):
+        dataset = getattr(spec and spec.dataloader, "dataset", None)
+        if device.name == "gpu" and isinstance(dataset, BatchTensorDataset):
+            dataset.inputs, dataset.targets = map(device.tensor_to_device, (dataset.inputs, dataset.targets))
+    return data
+
+
+def _observed(algorithms: Iterable[Algorithm]) -> dict[str, Any]:
+    """What the benchmark's own algorithms have seen."""
+    observed: dict[str, Any] = {}
+    for algorithm in algorithms:
+        if isinstance(algorithm, MislabelledShare):
+            observed["mislabelled"] = [asdict(part) for part in algorithm.counts]
+        elif isinstance(algorithm, RedrawOnResize):
+            observed["draws"] = algorithm.draws
+        elif isinstance(algorithm, ScoreAgreement):
+            observed["agreement"] = algorithm.looks
+        elif isinstance(algorithm, DBA):
+            observed["chosen_share"] = round(algorithm.samples_chosen / algorithm.samples_drawn, 4)
+    return observed
 
 
 def configuration_hash(spec: RunSpec) -> str:

@@ -149,7 +149,7 @@ class InfoBatch(LoaderAlgorithm):
         def restore() -> None:
             del model.loss  # the class's shows again
             if own is not None:
-                model.loss = own
+                model.loss = own  # type: ignore[method-assign]
 
         def weighted(outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
             if self._batch is None or not torch.is_grad_enabled():
@@ -162,7 +162,7 @@ class InfoBatch(LoaderAlgorithm):
         model.loss = weighted  # type: ignore[method-assign]
         self._restore_loss = restore
 
-    def _check(self, losses: Tensor, mean: Tensor) -> None:
+    def _check(self, losses: Tensor, mean: Any) -> None:
         if losses.ndim != 1 or not torch.allclose(losses.mean(), mean, rtol=0.01, equal_nan=True):
             raise ValueError(
                 "the model's loss must be cross entropy, one value a sample and averaged over them, for InfoBatch to "
