@@ -301,7 +301,8 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(13.5, 8.4), layout="constrained")
     FigureCanvasAgg(figure)
     # Apart, so that the long labels of the ratios leave the panels above alone.
-    above, below = (part.subplots(1, 3) for part in figure.subfigures(2, 1))
+    parts: Any = figure.subfigures(2, 1)
+    above, below = (part.subplots(1, 3) for part in parts)
     _plot_selection(above, report["selection"])
     _plot_steps(below[0], [row for row in report["steps"] if "seconds" in row])
     _plot_ratios(below[1], report)
@@ -428,7 +429,7 @@ def _line(panel: Axes, pools: Sequence[int], figures: Sequence[Mapping[str, floa
     )
 
 
-def _seldom(value: float, position: int) -> str:
+def _seldom(value: float, position: float) -> str:
     """Labels at 2 and 5 only, on the axis between the powers of ten."""
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 

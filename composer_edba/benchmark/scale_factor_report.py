@@ -156,7 +156,7 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     )
     margins.set(ylabel="margin at full resolution", title="margin of the chosen subset: medians and quartiles")
     samples.set_ylim(top=1)
-    overlap.set_ylim(top=0.6)
+    overlap.set_ylim(top=max(0.3, overlap.get_ylim()[1]))
     for panel in (samples, overlap, margins):
         panel.set_xlabel("training steps")
         panel.legend(frameon=False, fontsize=8.5)
