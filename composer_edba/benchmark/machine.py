@@ -47,6 +47,7 @@ def described(machine: dict[str, Any]) -> str:
 def available_bytes(device: torch.device) -> int:
     """Memory of ``device`` that nobody uses now."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # torch keeps what it freed
         return torch.cuda.mem_get_info(device)[0]
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

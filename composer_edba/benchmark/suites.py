@@ -171,10 +171,10 @@ _PAPER = Suite(
     "stated)",
 )
 
+# Not yet among them: plain_best_batch, whose batch sizes have not been swept on this network.
 _EVERYTHING = (
     "plain",
     "plain_decay",
-    "plain_best_batch",
     "edba",
     "edba_cached",
     "edba_noise_scale",
@@ -198,7 +198,10 @@ _SMALL_RESNET9 = {
 
 
 def _speed_cpu(
-    schedule: Mapping[str, Any], arms: tuple[str, ...], arm_overrides: Mapping[str, Mapping[str, Any]]
+    schedule: Mapping[str, Any],
+    arms: tuple[str, ...],
+    arm_overrides: Mapping[str, Mapping[str, Any]],
+    target: float,
 ) -> Cell:
     return Cell(
         base="cifar10/resnet9_baseline.yaml",
@@ -208,6 +211,7 @@ def _speed_cpu(
         arm_overrides=arm_overrides,
         evaluations=10,
         test_samples=1000,
+        target=target,
     )
 
 
@@ -224,7 +228,9 @@ def _speed_gpu(
     )
 
 
-# Chosen on the validation samples of seed 1000, which no report uses.
+# Plain's learning rates and the targets are from seed 1000, which no report uses (docs/results/tuning). Last validation
+# accuracy: one cycle at 0.05, 0.1, 0.2, 0.4: 66.7, 67.3, 67.7, 68.1 %, a tie of the last two, of which the smaller is
+# taken; constant at 0.025, 0.05, 0.1, 0.2: 59.7, 61.8, 63.6, 49.6 %. The cosine decay has one cycle's, untuned.
 _SPEED_LR = 0.2
 _SPEED = Suite(
     "Time to accuracy: ResNet-9 on CIFAR-10, every arm",
@@ -233,12 +239,14 @@ _SPEED = Suite(
             "one_cycle": _speed_cpu(
                 {**_ONE_CYCLE, "optimizer.lr": _SPEED_LR},
                 (*_EVERYTHING, "recipe", "recipe_edba"),
-                {"plain_decay": _COSINE, "plain_best_batch": {"data.batch_size": 50}},
+                {"plain_decay": _COSINE},
+                target=0.65,
             ),
             "constant": _speed_cpu(
                 {**_CONSTANT, "optimizer.lr": 0.1},
                 _EVERYTHING,
-                {"plain_decay": {**_COSINE, "optimizer.lr": _SPEED_LR}, "plain_best_batch": {"data.batch_size": 200}},
+                {"plain_decay": {**_COSINE, "optimizer.lr": _SPEED_LR}},
+                target=0.60,
             ),
         },
         "gpu": {
