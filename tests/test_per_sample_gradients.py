@@ -42,11 +42,26 @@ def images():
     )
 
 
+def convolutions():
+    return nn.Sequential(
+        nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(1, 0)),
+        nn.Tanh(),
+        nn.Conv2d(3, 4, 3, padding=2, dilation=2, bias=False),
+        nn.Tanh(),
+        nn.Conv2d(4, 3, 3, padding="same", padding_mode="reflect"),
+        nn.Tanh(),
+        nn.Conv2d(3, 3, 1),
+        nn.Flatten(),
+        nn.LazyLinear(CLASSES),
+    )
+
+
 NETWORKS = {
     "mlp": (lambda: nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, CLASSES)), (5,)),
     "no_bias": (lambda: nn.Sequential(nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, CLASSES)), (5,)),
     "positions": (lambda: nn.Sequential(nn.Linear(5, CLASSES), nn.Flatten(), nn.LazyLinear(CLASSES)), (4, 5)),
     "images": (images, (2, 9, 9)),
+    "convolutions": (convolutions, (2, 7, 6)),
     "tokens": (Tokens, None),
 }
 
@@ -154,6 +169,15 @@ def test_what_is_frozen_or_unused_is_left_out():
     assert layer.name == "1"
     assert layer.materialised().shape == (4, 4 * CLASSES)
     assert list(layer.weighted_sum(torch.ones(4))) == ["weight"]
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_a_convolution_of_which_half_is_frozen(frozen):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, CLASSES))
+    getattr(model[0], frozen).requires_grad_(False)
+    x, y = torch.randn(5, 1, 6, 6), torch.randint(CLASSES, (5,))
+    layer = record(model, [(x, y)])[0]
+    torch.testing.assert_close(layer.materialised(), loop(model, x, y, "0"), rtol=1e-4, atol=1e-6)
 
 
 def test_a_layer_that_one_microbatch_skips_has_zero_gradients_there():

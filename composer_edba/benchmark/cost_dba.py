@@ -84,12 +84,13 @@ def run(arguments: argparse.Namespace) -> int:
         "search": [measure_search(arguments.search_steps, batch) for batch in (10, 100)],
         "cost": [],
     }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for network in arguments.networks:
         for batch in sorted(arguments.batches):
             print(f"{network}, batch {batch}", file=sys.stderr, flush=True)
             report["cost"].append(measure_cost(network, batch, limit, arguments.rounds, arguments.budget))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+            # After each: a stopped run leaves what it has measured.
+            arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     picture = arguments.output.with_suffix(".png")
     text = to_markdown(blocks(report, picture))
     arguments.output.with_suffix(".md").write_text(text)

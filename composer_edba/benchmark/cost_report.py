@@ -331,6 +331,7 @@ def _plot_selection(panels: Sequence[Axes], selection: Sequence[Mapping[str, Any
             figures = [row["candidates_per_second"][name] for row in rows]
             _line(panel, [row["pool"] for row in rows], figures, name, label)
         _pool_axis(panel, [row["pool"] for row in rows])
+        panel.set_xlim(right=1.9 * max(row["pool"] for row in rows))  # room for the factor beside the last pool
         panel.set_yscale("log")
         panel.set_ylim(min(rates) / 2, max(rates) * 2)
         panel.tick_params(which="minor", left=False)
@@ -341,8 +342,7 @@ def _plot_selection(panels: Sequence[Axes], selection: Sequence[Mapping[str, Any
             f"{last['edba_over']['matrix_vector'][0]:,.0f} x",
             (last["pool"], math.sqrt(math.prod(last["candidates_per_second"][n]["median"] for n in _ENDS))),
             textcoords="offset points",
-            xytext=(-8, 0),
-            ha="right",
+            xytext=(6, 0),
             va="center",
             color="0.3",
         )
@@ -354,7 +354,7 @@ def _plot_selection(panels: Sequence[Axes], selection: Sequence[Mapping[str, Any
         )
     if layers:
         panels[0].set_ylabel("candidates judged a second")
-        panels[-1].legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(0.0, 0.6))
+        panels[0].legend(frameon=False, fontsize=8.5, loc="lower left")
 
 
 _ENDS = ("edba", "matrix_vector")
@@ -407,11 +407,13 @@ def _plot_ratios(panel: Axes, report: Mapping[str, Any]) -> None:
 def _plot_memory(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return
-    for name in rows[0]["peak_bytes"]:
+    # Some coincide: the first are drawn wider, to show below the others.
+    for width, name in zip((7, 4.5, 2, 1.7, 1.7), rows[0]["peak_bytes"], strict=False):
         found = [row for row in rows if name in row["peak_bytes"]]
         points = [row["peak_bytes"][name] / 2**30 for row in found]
         label = "floor" if name == "floor" else _STEP_NAMES[name]
-        panel.plot([row["pool"] for row in found], points, marker="o", markersize=4, color=_COLORS[name], label=label)
+        pools = [row["pool"] for row in found]
+        panel.plot(pools, points, marker="o", markersize=4, color=_COLORS[name], linewidth=width, label=label)
     _pool_axis(panel, [row["pool"] for row in rows])
     panel.set_yscale("log")
     panel.grid(axis="y", color="0.92")
