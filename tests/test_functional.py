@@ -305,3 +305,24 @@ def test_the_choice_touches_no_global_random_stream():
 
 def test_averages_decay():
     assert Averages(1.0, 2.0).updated(3.0, 4.0, decay=0.75) == Averages(1.5, 2.5)
+
+
+def test_tf32_is_off_in_the_products_and_as_before_after_them(monkeypatch):
+    flags = torch.backends.cuda.matmul
+    name = "fp32_precision" if hasattr(flags, "fp32_precision") else "allow_tf32"
+    seen = []
+    products = functional._inner_products_over_positions
+
+    def watched(*arguments):
+        seen.append(getattr(flags, name))
+        return products(*arguments)
+
+    monkeypatch.setattr(functional, "_inner_products_over_positions", watched)
+    before = flags.allow_tf32
+    try:
+        flags.allow_tf32 = True  # Composer does
+        functional.gradient_inner_products(torch.randn(3, 2, 4), torch.randn(3, 2, 5))
+        assert flags.allow_tf32
+    finally:
+        flags.allow_tf32 = before
+    assert seen == ["ieee" if name == "fp32_precision" else False]

@@ -1,5 +1,6 @@
 """The cost suite runs, and what it measures is what it says."""
 
+import importlib.util
 import json
 import os
 import time
@@ -151,6 +152,8 @@ def test_every_step_forwards_and_trains_what_it_should(precision):
         "plain_on_pool": [20],
         "selective_backprop": [20, subset],
     }
+    if importlib.util.find_spec("composer") is None:
+        del expected["selective_backprop"]
     assert cost_step.step_arms() == list(expected)
     for name in expected:
         before = steps.model.net.fc.weight.clone()
