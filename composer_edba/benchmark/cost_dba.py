@@ -155,7 +155,7 @@ class _Steps:
         layers = recorder.layers(self.size)
         products = torch.stack([layer.inner_products().cpu() for layer in layers])
         names = [layer.name for layer in layers]
-        subsets = self.layer_selectors["dba"].select(names, products, float(loss), self.generator)
+        subsets = self.layer_selectors["dba"].select(names, products, float(loss.detach()), self.generator)
         for layer, weights, size in zip(layers, subsets.weights, subsets.sizes.tolist(), strict=True):
             if size < self.size:
                 layer.replace_gradient(weights)
@@ -319,25 +319,25 @@ def measure_search(steps: int, batch: int) -> dict[str, Any]:
         products = torch.stack([layer.inner_products() for layer in layers]).double()
         if selector.model_average is not None:
             averages = torch.tensor([selector.gradient_averages[layer.name] for layer in layers]).double()
-            judge = partial(_margins, products, float(loss), selector.model_average, averages)
+            judge = partial(_margins, products, float(loss.detach()), selector.model_average, averages)
             if every is not None:
                 margins["best"].append(judge(every.expand(len(layers), -1, -1)).amin(1))
             tried: dict[str, Tensor] = {"whole batch": torch.ones(len(layers), batch, dtype=torch.bool)}
             for search, guide in _SEARCHES:
                 tried[f"{search}, by {guide}"] = search_subsets(
                     products,
-                    float(loss),
+                    float(loss.detach()),
                     selector.model_average,
                     averages,
                     search=search,
                     guide=guide,
                     min_subset_size=1,
                 )
-            tried["1,024 random candidates"] = _random_candidates(products, float(loss), selector, averages, generator)
+            tried["1,024 random candidates"] = _random_candidates(products, float(loss.detach()), selector, averages, generator)
             for way, members in tried.items():
                 margins[way].append(judge(members.unsqueeze(1))[:, 0])
                 sizes[way].append(members.sum(1).double())
-        subsets = selector.select([layer.name for layer in layers], products, float(loss), generator)
+        subsets = selector.select([layer.name for layer in layers], products, float(loss.detach()), generator)
         for layer, weights in zip(layers, subsets.weights, strict=True):
             layer.replace_gradient(weights)
         optimizer.step()
