@@ -333,7 +333,9 @@ def measure_search(steps: int, batch: int) -> dict[str, Any]:
                     guide=guide,
                     min_subset_size=1,
                 )
-            tried["1,024 random candidates"] = _random_candidates(products, float(loss.detach()), selector, averages, generator)
+            tried["1,024 random candidates"] = _random_candidates(
+                products, float(loss.detach()), selector, averages, generator
+            )
             for way, members in tried.items():
                 margins[way].append(judge(members.unsqueeze(1))[:, 0])
                 sizes[way].append(members.sum(1).double())
