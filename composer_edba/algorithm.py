@@ -26,13 +26,14 @@ from composer_edba.distinct import DistinctSamples
 from composer_edba.functional import Criterion, Selection
 from composer_edba.microbatch import equal_part_size, equal_parts_may_fail
 from composer_edba.pool_selection import step_generator
+from composer_edba.presets import PAPER
 from composer_edba.rank_gather import rank_sizes
 from composer_edba.ranks import gather_rows, gather_scores
 from composer_edba.running_trainer import running_trainer
 from composer_edba.scaling import scaled_images
 from composer_edba.score_cache import ScoreCache
 from composer_edba.scoring import Scorer
-from composer_edba.selection import SubsetSelector
+from composer_edba.selection import SubsetSelector, highest_learning_rate
 from composer_edba.trainer_loader import TrainerLoader
 
 __all__ = ["EDBA", "LastSelection"]
@@ -73,10 +74,11 @@ class EDBA(Algorithm):
         min_batch_size: smallest batch, in samples a rank, >= 1. Default 10, the paper's.
         max_batch_size: largest batch, in samples a rank. Default 1000, the paper's. Training starts at the loader's
             own batch size.
-        batch_size_policy: ``"margin"``, ``"noise_scale"`` or ``"fixed"``, see :mod:`composer_edba.batch_size`.
-            Default ``"margin"``.
-        criterion: ``"margin"``, or ``"random"``, the control: subsets of the sizes the margin would choose, with
-            random members. Default ``"margin"``.
+        batch_size_policy: ``"loss"``, ``"margin"``, ``"noise_scale"`` or ``"fixed"``, see
+            :mod:`composer_edba.batch_size`. Default ``"loss"``.
+        criterion: ``"margin"``, equation 1; ``"difference"``, the same without its pole, see
+            :func:`~composer_edba.functional.select_subset`; or ``"random"``, the control: subsets of the sizes the
+            margin would choose, with random members. Default ``"margin"``.
         scoring: ``"forward"``: an extra forward pass without gradients over the pool. ``"cached"``: no such pass; what
             a sample was scored at is kept from when it was last trained on, in N x (F + C + 1) float32 numbers for N
             samples, F features and C classes, and only what is chosen is loaded. See
@@ -87,6 +89,8 @@ class EDBA(Algorithm):
         end: fraction of training until which subsets are chosen, > ``start``. Default 1.0. Outside of start and end
             the whole batch is trained on and its size stays. With a ``max_duration`` in epochs Composer counts whole
             epochs.
+        interval: one batch in ``interval`` is scored and a subset of it chosen, the others are trained on whole;
+            1: every batch, the paper's. Default 10: choosing costs more than it has been shown to give (README).
         interrupt: every ``interrupt``-th batch is trained on whole and not scored; 0: none. Default 0.
         last_layer: the layer whose gradient is measured, a module or its name in the ComposerModel (of a
             ComposerClassifier: ``"module.fc"``); a Linear or a 1x1 convolution. None: the one that is called last.
@@ -95,7 +99,7 @@ class EDBA(Algorithm):
         target_key: where the batch keeps the targets; their number is the number of samples. None: 1, or ``labels``,
             ``label``, ``targets``, ``target`` in a mapping; without it all tensors must have the same first dimension.
         subset_size_law: law of the candidates' sizes, see :mod:`composer_edba.candidates`: ``"uniform"``,
-            ``"upper_half"``, ``"power_set"`` or a share of the pool. Default ``"uniform"``.
+            ``"upper_half"``, ``"power_set"`` or a share of the pool. Default ``"upper_half"``.
 
     Raises:
         ValueError: if an argument is out of its range, or bounds contradict each other; later, if it stands beside an
@@ -115,17 +119,18 @@ class EDBA(Algorithm):
         min_subset_size: int = 10,
         min_batch_size: int = 10,
         max_batch_size: int = 1000,
-        batch_size_policy: PolicyName = "margin",
+        batch_size_policy: PolicyName = "loss",
         criterion: Criterion = "margin",
         scoring: str = "forward",
         scale_factor: float = 1.0,
         start: float = 0.0,
         end: float = 1.0,
+        interval: int = 10,
         interrupt: int = 0,
         last_layer: nn.Module | str | None = None,
         input_key: Any = None,
         target_key: Any = None,
-        subset_size_law: SubsetSizeLaw = "uniform",
+        subset_size_law: SubsetSizeLaw = "upper_half",
     ):
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         check_arguments(**self._arguments)
@@ -142,6 +147,7 @@ class EDBA(Algorithm):
         self.scale_factor = scale_factor
         self.start = start
         self.end = end
+        self.interval = interval
         self.interrupt = interrupt
         self.input_key = input_key
         self.target_key = target_key
@@ -190,22 +196,7 @@ class EDBA(Algorithm):
         Args:
             overrides: arguments that differ.
         """
-        settings: dict[str, Any] = {
-            "num_candidates": 1024,
-            "ema_decay": 0.9,
-            "min_subset_size": 10,
-            "min_batch_size": 10,
-            "max_batch_size": 1000,
-            "batch_size_policy": "margin",
-            "criterion": "margin",
-            "scoring": "forward",
-            "scale_factor": 1.0,
-            "start": 0.0,
-            "end": 1.0,
-            "interrupt": 0,
-            "subset_size_law": "uniform",
-        }
-        return cls(**{**settings, **overrides})
+        return cls(**{**PAPER, "scoring": "forward", "start": 0.0, "end": 1.0, **overrides})
 
     def __repr__(self) -> str:
         return self._repr
@@ -325,7 +316,7 @@ class EDBA(Algorithm):
         dataset_indices = self._dataset_indices(state)
         pool_size = self._count_samples(state)
         selection, kept = None, None
-        if self._selects(state, int(state.timestamp.batch_in_epoch)):
+        if self._selects(state, int(state.timestamp.batch_in_epoch), int(state.timestamp.batch)):
             _leave_averaged_weights(state)
             state.batch = state.device.batch_to_device(state.batch)
             selection, kept = self._select(state, pool_size)
@@ -475,9 +466,10 @@ class EDBA(Algorithm):
         elapsed = state.get_elapsed_duration()
         return elapsed is not None and self.start <= float(elapsed) < self.end
 
-    def _selects(self, state: State, number: int) -> bool:
-        """Whether a subset is chosen for batch ``number`` of the epoch."""
-        return self._in_span(state) and (self.interrupt == 0 or (number + 1) % self.interrupt != 0)
+    def _selects(self, state: State, number: int, step: int) -> bool:
+        """Whether a subset is chosen for batch ``number`` of the epoch, ``step`` of the run."""
+        scheduled = step % self.interval == 0 and (self.interrupt == 0 or (number + 1) % self.interrupt != 0)
+        return scheduled and self._in_span(state)
 
     def _size_multiple(self, state: State, pool_size: int) -> int:
         """What the sizes of subsets are to be multiples of.
@@ -503,6 +495,7 @@ class EDBA(Algorithm):
             step_generator(int(state.rank_zero_seed), int(state.timestamp.batch)),
             size_multiple=self._size_multiple(state, max(sizes)),
             group_sizes=sizes,
+            learning_rate=highest_learning_rate(state.optimizers),
         )
         self._samples_scored += sum(sizes)
         self._selector.warn_once_of_nonfinite(selection, f"at batch {int(state.timestamp.batch)}")

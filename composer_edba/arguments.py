@@ -11,11 +11,18 @@ from composer_edba.candidates import check_size_law
 __all__ = ["check_arguments"]
 
 _CHOICES = {
-    "batch_size_policy": ("margin", "noise_scale", "fixed"),
-    "criterion": ("margin", "random"),
+    "batch_size_policy": ("loss", "margin", "noise_scale", "fixed"),
+    "criterion": ("margin", "difference", "random"),
     "scoring": ("forward", "cached"),
 }
-_COUNTS = {"num_candidates": 1, "min_subset_size": 1, "min_batch_size": 1, "max_batch_size": 1, "interrupt": 0}
+_COUNTS = {
+    "num_candidates": 1,
+    "min_subset_size": 1,
+    "min_batch_size": 1,
+    "max_batch_size": 1,
+    "interval": 1,
+    "interrupt": 0,
+}
 
 
 def check_arguments(**arguments: Any) -> None:

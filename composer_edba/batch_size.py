@@ -3,25 +3,29 @@
 The paper says that the batch size follows "margin-based loss statistics" between 10 and 1000, small while the loss is
 high and large near the end, and gives no rule. These are ours:
 
+* :class:`LossPolicy` (``"loss"``): the batch follows the inverse square of the loss, times the share of its highest
+  value that the learning rate still has. The default, by evidence (docs/results/speed_cpu.md).
 * :class:`MarginPolicy` (``"margin"``): if the gradient metric of margin zero lies below everything the candidates
   reach, for long, the batch grows, since the mean of more samples has a smaller norm; if above, it shrinks.
 * :class:`NoiseScalePolicy` (``"noise_scale"``): the batch follows the gradient noise scale tr Σ / |G|² (McCandlish et
   al. 2018), estimated without bias from the same inner products.
 * :class:`FixedPolicy` (``"fixed"``): the batch keeps its size.
 
-All see one :class:`Observation` a step, keep the size within bounds, and do not flap: a change needs a full window of
-evidence, is followed by a cooldown in which the window fills anew, and turning back takes more than going on.
+All see one :class:`Observation` a scored step, keep the size within bounds, and do not flap: a change needs a full
+window of evidence, and is either larger than the noise that is left in it or followed by a cooldown.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal, Protocol
 
 __all__ = [
     "BatchSizePolicy",
     "FixedPolicy",
+    "LossPolicy",
     "MarginPolicy",
     "NoiseScalePolicy",
     "Observation",
@@ -29,7 +33,7 @@ __all__ = [
     "make_policy",
 ]
 
-PolicyName = Literal["margin", "noise_scale", "fixed"]
+PolicyName = Literal["loss", "margin", "noise_scale", "fixed"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,9 @@ class Observation:
         reach: smallest and largest gradient metric among the candidates.
         mean_square_norm: (1/B) Σ ‖g_i‖².
         pool_square_norm: ‖(1/B) Σ g_i‖².
+        model_metric: M, the mean loss of the pool. Default NaN, not known.
+        learning_rate: that of the step, the largest of all parameter groups; None, the default, if not known.
+        first: whether it is the first one, whose averages are its own metrics. Default False.
     """
 
     pool_size: int
@@ -51,6 +58,9 @@ class Observation:
     reach: tuple[float, float]
     mean_square_norm: float
     pool_square_norm: float
+    model_metric: float = float("nan")
+    learning_rate: float | None = None
+    first: bool = False
 
 
 class BatchSizePolicy(Protocol):
@@ -86,8 +96,93 @@ class FixedPolicy:
         """Keep the loader's size."""
 
 
+class LossPolicy:
+    """Grow with the inverse square of the loss, as far as the learning rate does not decay by itself.
+
+    The noise of a step goes with the learning rate over the batch size, η / B, so a larger batch does what a smaller
+    learning rate does, in fewer updates (Smith et al. 2018, arXiv:1711.00489); and how much noise helps falls with the
+    loss (AdaDamp: Sievert and Charles, arXiv:1910.08222, who let the batch follow its inverse). So the wanted size is
+
+        B = B_0 · (M_0 / M̄)² · η / η_max,    B_0 <= B <= largest_growth · B_0,
+
+    where B_0 is the first size, M_0 the mean loss of the first window, M̄ that of the last one, and η_max the largest
+    learning rate so far. A schedule that decays to zero thus takes the batch back to B_0, and is not doubled. Losses
+    that are not positive leave the size as it is.
+
+    Args:
+        size: first size.
+        minimum: smallest size.
+        maximum: largest size.
+        window: observations over which the loss is averaged. Default 10.
+        exponent: of the loss. Default 2.
+        largest_growth: largest multiple of the first size. Default 10, the paper's 1000 over its 100.
+        tolerance: ratio of wanted to present size within which the size stays, > 1. Default 1.25.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        minimum: int,
+        maximum: int,
+        *,
+        window: int = 10,
+        exponent: float = 2.0,
+        largest_growth: float = 10.0,
+        tolerance: float = 1.25,
+    ):
+        self.minimum, self.maximum = minimum, maximum
+        self.size = self._within_bounds(size)
+        self.exponent, self.largest_growth, self.tolerance = exponent, largest_growth, tolerance
+        self._first_size = self.size
+        self._losses: deque[float] = deque(maxlen=window)
+        self._first_loss: float | None = None
+        self._highest_rate = 0.0
+
+    def update(self, observation: Observation) -> int:
+        """Take in one step and return the size for the next pools."""
+        self._losses.append(observation.model_metric)
+        rate = observation.learning_rate
+        self._highest_rate = max(self._highest_rate, rate or 0.0)
+        if len(self._losses) < (self._losses.maxlen or 0):
+            return self.size
+        loss = fmean(self._losses)
+        if self._first_loss is None:
+            self._first_loss = loss
+        if not (loss > 0 and self._first_loss > 0):  # nor NaN
+            return self.size
+        damping = (self._first_loss / loss) ** self.exponent
+        if rate is not None and self._highest_rate > 0:
+            damping = min(damping, self.largest_growth) * rate / self._highest_rate
+        wanted = self._within_bounds(round(self._first_size * min(max(damping, 1.0), self.largest_growth)))
+        ratio = wanted / self.size
+        if wanted == self._first_size or not 1 / self.tolerance <= ratio <= self.tolerance:
+            self.size = wanted
+        return self.size
+
+    def _within_bounds(self, size: int) -> int:
+        return min(max(size, self.minimum), self.maximum)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sizes, losses and highest learning rate, as plain values."""
+        return {
+            "size": self.size,
+            "first_size": self._first_size,
+            "losses": list(self._losses),
+            "first_loss": self._first_loss,
+            "highest_rate": self._highest_rate,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave; sizes outside of the present bounds are moved into them."""
+        self.size = self._within_bounds(state["size"])
+        self._first_size = self._within_bounds(state["first_size"])
+        self._losses = deque(state["losses"], maxlen=self._losses.maxlen)
+        self._first_loss = state["first_loss"]
+        self._highest_rate = state["highest_rate"]
+
+
 class _WindowedPolicy:
-    """What the adaptive rules share: bounds, a window of evidence, and a cooldown after each change."""
+    """What the margin and noise-scale rules share: bounds, a window of evidence, and a cooldown after each change."""
 
     def __init__(self, size: int, minimum: int, maximum: int, window: int, cooldown: int):
         self.size = min(max(size, minimum), maximum)
@@ -98,6 +193,8 @@ class _WindowedPolicy:
 
     def update(self, observation: Observation) -> int:
         """Take in one step and return the size for the next pools."""
+        if observation.first:
+            return self.size
         if self._rest > 0:  # pools that were drawn before the change, and averages that have not settled
             self._rest -= 1
             return self.size
@@ -260,6 +357,8 @@ class NoiseScalePolicy(_WindowedPolicy):
 
 def make_policy(name: PolicyName, size: int, minimum: int, maximum: int, ranks: int = 1) -> BatchSizePolicy:
     """The policy ``name`` with its default constants."""
+    if name == "loss":
+        return LossPolicy(size, minimum, maximum)
     if name == "margin":
         return MarginPolicy(size, minimum, maximum)
     if name == "noise_scale":

@@ -26,7 +26,7 @@ from composer_edba.ranks import gather_rows
 from composer_edba.sample_losses import sample_losses
 from composer_edba.score_cache import ScoreCache
 from composer_edba.scoring import mean_loss
-from composer_edba.selection import SubsetSelector
+from composer_edba.selection import SubsetSelector, highest_learning_rate
 from composer_edba.training_scores import TrainingScores
 
 __all__ = ["CachedScoring", "Choice"]
@@ -62,7 +62,8 @@ class CachedScoring:
 
     Args:
         selector: chooses the subsets, and says how large the next pools should be.
-        selects: ``selects(state, number)``: whether a subset is chosen from the pool for batch ``number`` of the pass.
+        selects: ``selects(state, number, pool)``: whether a subset is chosen from the pool for batch ``number`` of the
+            pass, which is number ``pool`` of all that were ever drawn.
         size_multiple: ``size_multiple(state, pool_size)``: what the sizes of subsets are multiples of.
 
     Attributes:
@@ -73,7 +74,7 @@ class CachedScoring:
     def __init__(
         self,
         selector: SubsetSelector,
-        selects: Callable[[State, int], bool],
+        selects: Callable[[State, int, int], bool],
         size_multiple: Callable[[State, int], int],
     ):
         self.cache: ScoreCache | None = None
@@ -217,7 +218,7 @@ class CachedScoring:
         chosen, indices = np.ones(pools.shape, dtype=bool), pools.ravel()
         stream = self._pools
         self._pools += 1
-        if not self._selects(state, number) or not cache.knows(indices):
+        if not self._selects(state, number, stream) or not cache.knows(indices):
             return chosen, {}, 0.0
         scores = cache.scores(indices, _device(state))
         ranks, size = pools.shape
@@ -227,6 +228,7 @@ class CachedScoring:
             step_generator(int(state.rank_zero_seed), stream),
             size_multiple=self._size_multiple(state, size),
             group_sizes=[size] * ranks,
+            learning_rate=highest_learning_rate(state.optimizers),
         )
         self._selector.warn_once_of_nonfinite(selection, f"at pool {stream}")
         if self._selector.policy is not None:

@@ -106,7 +106,7 @@ def draw_candidates(
         The candidates, or None if the whole pool is the only one.
     """
     pool = min(group_sizes)
-    if max(group_sizes) <= minimum:
+    if max(group_sizes) <= minimum or law == 1:
         return None
     low, high = min(minimum, pool), pool
     step = multiple if -(-low // multiple) * multiple <= high else 1

@@ -30,7 +30,7 @@ __all__ = [
     "subset_gradient_norms",
 ]
 
-Criterion = Literal["margin", "random"]
+Criterion = Literal["margin", "difference", "random"]
 
 # Floats that one block of gradients, or of inner products between positions, may hold (256 MiB in float32).
 _BLOCK_FLOATS = 2**26
@@ -245,7 +245,7 @@ def select_subset(
     size_multiple: int = 1,
     group_sizes: Sequence[int] | None = None,
 ) -> Selection:
-    """Choose the candidate subset of least margin from a pool.
+    """Choose the candidate subset of least margin, or by another criterion, from a pool.
 
     On a GPU this waits for the device once, or twice if ``criterion`` is ``"random"``; the permutations come from the
     CPU.
@@ -257,8 +257,10 @@ def select_subset(
         num_candidates: least number of candidate subsets. Default 1024.
         min_subset_size: smallest size of a candidate; a pool of at most this size is taken whole. Default 10.
         generator: CPU generator that the candidates are drawn from; None: torch's global stream.
-        criterion: ``"margin"`` (equation 1), or ``"random"``, the control: the size is that of the margin's choice,
-            the members are drawn anew.
+        criterion: ``"margin"`` (equation 1); ``"difference"``, the same two deviations subtracted and not divided,
+            |(G - Ḡ) - (M - M̄)|, which has no pole at Ḡ: where no candidate reaches the wanted metric it takes the
+            nearest one, and equation 1 the farthest if Ḡ lies between; or ``"random"``, the control: the size is that
+            of the margin's choice, the members are drawn anew. Default ``"margin"``.
         subset_size_law: how the candidates' sizes are drawn, see :mod:`composer_edba.candidates`.
         size_multiple: sizes are multiples of this where the pool allows it. Default 1.
         group_sizes: sizes of the parts of the pool held by each rank, in order; a candidate then takes equally many
@@ -292,8 +294,11 @@ def select_subset(
     else:
         norms = subset_gradient_norms(inner_products, _to_device(candidates.masks(), inner_products))
     signed = _signed_margin(model_metric, norms.double(), averages.model, averages.gradient)
+    distance = signed.abs()
+    if criterion == "difference":
+        distance = ((norms.double() - averages.gradient) - (_scalar(model_metric, norms) - averages.model)).abs()
     # A zero gradient trains nothing, and where only some positions count it may belong to a loss of 0 / 0.
-    best = signed.abs().where(norms > 0, float("inf")).argmin(0, keepdim=True)
+    best = distance.where(norms > 0, float("inf")).argmin(0, keepdim=True)
     # Indexing by a tensor without dimensions would read its value, and so wait for the device.
     chosen = torch.stack([best.double(), signed[best], norms[best].double()]).flatten()
     reach = torch.stack([norms.min(), norms.max()]).double()

@@ -45,7 +45,8 @@ class EDBAHandler:
     Args:
         model: the network that the trainer trains, also inside of DistributedDataParallel (``idist.auto_model``).
         loss_fn: ``loss_fn(y_pred, y)``, a scalar: the mean over the samples.
-        optimizer: if given, it is checked to train this model. EDBA itself never touches it.
+        optimizer: whose learning rate ``batch_size_policy="loss"`` goes by; give it where a schedule changes that. It
+            is checked to train this model, and never touched. None: the learning rate counts as constant.
         prepare_batch: ``prepare_batch(batch, device=..., non_blocking=...)`` gives ``(x, y)``, as for
             ``create_supervised_trainer``; it sees the pool for scoring and, in the trainer, the subset for training.
             None: the batch is such a pair.
@@ -97,7 +98,13 @@ class EDBAHandler:
         self._model_fn = model_fn
         self._model_transform = model_transform
         self._selection = PoolSelection(
-            model, loss_fn, split=self._split, forward=self._forward, precision=precision, **settings
+            model,
+            loss_fn,
+            split=self._split,
+            forward=self._forward,
+            precision=precision,
+            optimizer=optimizer,
+            **settings,
         )
         self._adaptive = settings.get("batch_size_policy") != "fixed"
         self._device = self._selection.device if device is None else torch.device(device)

@@ -26,10 +26,11 @@ from composer_edba.distinct import DistinctSamples
 from composer_edba.functional import Criterion, Selection
 from composer_edba.last_layer import named_last_layer
 from composer_edba.loader import ResizableBatchSampler, resizable_copy
+from composer_edba.presets import DEFAULTS
 from composer_edba.ranks import from_rank_zero, gather_rows, gather_scores, rank, rank_sizes, world_size
 from composer_edba.scaling import scaled_images
 from composer_edba.scoring import Scorer
-from composer_edba.selection import SubsetSelector
+from composer_edba.selection import SubsetSelector, highest_learning_rate
 
 __all__ = ["PoolSelection", "Settings", "checked_settings", "step_generator"]
 
@@ -46,14 +47,17 @@ class Settings(TypedDict, total=False):
         min_subset_size: smallest subset, in samples a rank, >= 1. Default 10.
         min_batch_size: smallest batch, in samples a rank, >= 1. Default 10.
         max_batch_size: largest batch, in samples a rank. Default 1000. Training starts at the loader's own size.
-        batch_size_policy: ``"margin"``, ``"noise_scale"`` or ``"fixed"``. Default ``"margin"``.
-        criterion: ``"margin"``, or ``"random"``, the control. Default ``"margin"``.
+        batch_size_policy: ``"loss"``, ``"margin"``, ``"noise_scale"`` or ``"fixed"``. Default ``"loss"``.
+        criterion: ``"margin"``, ``"difference"``, or ``"random"``, the control. Default ``"margin"``.
         scale_factor: side length of the images in the scoring forward relative to the real ones, in (0, 1]. The
             model's input is then one tensor with 1 to 3 spatial dimensions. Default 1.0.
+        interval: one batch in ``interval`` is scored and a subset of it chosen, the others are trained on whole;
+            1: every batch, the paper's. Default 10.
         interrupt: every ``interrupt``-th batch of a pass is trained on whole and not scored; 0: none. Default 0.
         last_layer: the layer whose gradient is measured, a module or its name in the model; a Linear or a 1x1
             convolution. None, the default: the one that is called last.
-        subset_size_law: law of the candidates' sizes, see :mod:`composer_edba.candidates`. Default ``"uniform"``.
+        subset_size_law: law of the candidates' sizes, see :mod:`composer_edba.candidates`. Default
+            ``"upper_half"``.
         seed: of the random candidates; None, the default: torch's own seed, that of rank 0.
     """
 
@@ -65,26 +69,14 @@ class Settings(TypedDict, total=False):
     batch_size_policy: PolicyName
     criterion: Criterion
     scale_factor: float
+    interval: int
     interrupt: int
     last_layer: nn.Module | str | None
     subset_size_law: SubsetSizeLaw
     seed: int | None
 
 
-_DEFAULTS: Settings = {
-    "num_candidates": 1024,
-    "ema_decay": 0.9,
-    "min_subset_size": 10,
-    "min_batch_size": 10,
-    "max_batch_size": 1000,
-    "batch_size_policy": "margin",
-    "criterion": "margin",
-    "scale_factor": 1.0,
-    "interrupt": 0,
-    "last_layer": None,
-    "subset_size_law": "uniform",
-    "seed": None,
-}
+_DEFAULTS: dict[str, Any] = {**DEFAULTS, "last_layer": None, "seed": None}
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -135,6 +127,7 @@ class PoolSelection:
         split: turns a pool, or a part of it, into ``(inputs, target)`` on the model's device.
         forward: ``forward(model, inputs)`` gives what the loss takes; None: ``model(inputs)``.
         precision: gives the autocast context that the training forward runs in; None: none.
+        optimizer: whose learning rate ``batch_size_policy="loss"`` goes by; None: taken as constant.
         settings: see :class:`Settings`.
 
     Attributes:
@@ -156,6 +149,7 @@ class PoolSelection:
         split: Callable[[Any], tuple[Any, Any]],
         forward: Callable[[nn.Module, Any], Any] | None = None,
         precision: Callable[[], contextlib.AbstractContextManager] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
         **settings: Unpack[Settings],
     ):
         chosen = checked_settings(settings)
@@ -172,6 +166,7 @@ class PoolSelection:
         )
         self._settings = chosen
         self._seed: int | None = None
+        self._optimizers = [] if optimizer is None else [optimizer]
         self._loss_fn = loss_fn
         self._split = split
         self._precision = contextlib.nullcontext if precision is None else precision
@@ -303,8 +298,9 @@ class PoolSelection:
         size = batch_size(batch)
         number = self._count_batch(size)
         kept, selection = None, None
-        interrupt = self._settings["interrupt"]
-        if scored and (interrupt == 0 or (number + 1) % interrupt != 0):
+        interval, interrupt = self._settings["interval"], self._settings["interrupt"]
+        scheduled = self._steps % interval == 0 and (interrupt == 0 or (number + 1) % interrupt != 0)
+        if scored and scheduled:
             selection, kept = self._select(batch, size)
             if len(kept) < size:
                 batch = index_batch(batch, kept, size)
@@ -347,6 +343,7 @@ class PoolSelection:
             gathered.model_metric,
             step_generator(self._seed, self._steps),
             group_sizes=sizes,
+            learning_rate=highest_learning_rate(self._optimizers),
         )
         self._samples_scored += sum(sizes)
         if self._selector.nonfinite_steps == 1 and not selection.finite:

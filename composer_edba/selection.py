@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,13 @@ from composer_edba.batch_size import BatchSizePolicy, Observation
 from composer_edba.candidates import SubsetSizeLaw
 from composer_edba.functional import Averages, Criterion, Selection, select_subset
 
-__all__ = ["SubsetSelector"]
+__all__ = ["SubsetSelector", "highest_learning_rate"]
+
+
+def highest_learning_rate(optimizers: Iterable[torch.optim.Optimizer]) -> float | None:
+    """The largest learning rate of all parameter groups; None without any."""
+    rates = [float(group["lr"]) for optimizer in optimizers for group in optimizer.param_groups if "lr" in group]
+    return max(rates, default=None)
 
 
 class SubsetSelector:
@@ -23,7 +29,7 @@ class SubsetSelector:
         num_candidates: least number of candidate subsets a step.
         ema_decay: decay of both running averages, in [0, 1).
         min_subset_size: smallest subset.
-        criterion: ``"margin"`` or ``"random"``.
+        criterion: ``"margin"``, ``"difference"`` or ``"random"``.
         subset_size_law: law of the candidates' sizes.
 
     Attributes:
@@ -58,6 +64,7 @@ class SubsetSelector:
         *,
         size_multiple: int = 1,
         group_sizes: Sequence[int] | None = None,
+        learning_rate: float | None = None,
     ) -> Selection:
         """Choose a subset, then take its metrics into the averages and the policy.
 
@@ -67,6 +74,7 @@ class SubsetSelector:
             generator: CPU generator for the candidates.
             size_multiple: subset sizes are multiples of this where possible.
             group_sizes: parts of the pool on each rank, see :func:`~composer_edba.functional.select_subset`.
+            learning_rate: the optimizer's, for the policy; None: not known.
         """
         selection = select_subset(
             inner_products,
@@ -88,7 +96,7 @@ class SubsetSelector:
             self.averages = Averages(selection.model_metric, selection.gradient_metric)
         else:
             self.averages = self.averages.updated(selection.model_metric, selection.gradient_metric, self.ema_decay)
-        if self.policy is not None and not first:
+        if self.policy is not None:
             self.policy.update(
                 Observation(
                     pool_size=len(inner_products),
@@ -97,6 +105,9 @@ class SubsetSelector:
                     reach=selection.reach,
                     mean_square_norm=selection.mean_square_norm,
                     pool_square_norm=selection.pool_gradient_metric**2,
+                    model_metric=selection.model_metric,
+                    learning_rate=learning_rate,
+                    first=first,
                 )
             )
         return selection

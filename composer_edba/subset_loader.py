@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
@@ -31,6 +32,8 @@ class SubsetLoader:
         forward: ``forward(model, inputs)`` gives what the loss takes. None: ``model(inputs)``.
         precision: gives the autocast context that the training forward runs in, for example
             ``lambda: torch.autocast("cuda", dtype=torch.bfloat16)``. None: none.
+        optimizer: whose learning rate ``batch_size_policy="loss"`` goes by; give it where a schedule changes that.
+            None: the learning rate counts as constant.
         settings: see :class:`~composer_edba.pool_selection.Settings`.
 
     Raises:
@@ -55,6 +58,7 @@ class SubsetLoader:
         split: Callable[[Any], tuple[Any, Any]] | None = None,
         forward: Callable[[nn.Module, Any], Any] | None = None,
         precision: Callable[[], contextlib.AbstractContextManager] | None = None,
+        optimizer: Optimizer | None = None,
         **settings: Unpack[Settings],
     ):
         self._selection = PoolSelection(
@@ -63,6 +67,7 @@ class SubsetLoader:
             split=self._pair if split is None else split,
             forward=forward,
             precision=precision,
+            optimizer=optimizer,
             **settings,
         )
         self._given = loader

@@ -72,10 +72,20 @@ ARMS: dict[str, Arm] = {
     # The batch size stands in the suite, found on seeds that no report uses.
     "plain_best_batch": Arm("plain, best fixed batch"),
     "edba": Arm("EDBA", {"algorithms.edba": {}}),
-    "edba_cached": Arm("EDBA, cached scores", {"algorithms.edba": {"scoring": "cached"}}),
-    "edba_noise_scale": Arm("EDBA, noise scale", {"algorithms.edba": {"batch_size_policy": "noise_scale"}}),
-    "edba_random": Arm("random subsets (control)", {"algorithms.edba": {"criterion": "random"}}),
+    "edba_random": Arm("EDBA, random subsets (control)", {"algorithms.edba": {"criterion": "random"}}),
+    "edba_whole": Arm("EDBA's batch size, whole batches (control)", {"algorithms.edba": {"subset_size_law": 1.0}}),
     "edba_fixed": Arm("EDBA, fixed batch size", {"algorithms.edba": {"batch_size_policy": "fixed"}}),
+    # With a rule of the batch size that sees every batch, and a subset of each.
+    "edba_every": Arm("EDBA, every batch", {"algorithms.edba": {"interval": 1}}),
+    "edba_cached": Arm("EDBA, every batch, cached scores", {"algorithms.edba": {"interval": 1, "scoring": "cached"}}),
+    "edba_noise_scale": Arm(
+        "EDBA, every batch, noise scale", {"algorithms.edba": {"interval": 1, "batch_size_policy": "noise_scale"}}
+    ),
+    "edba_paper": Arm("EDBA, the paper's settings", {"algorithms.edba": {"preset": "paper"}}),
+    "edba_paper_random": Arm(
+        "the paper's settings, random subsets (control)",
+        {"algorithms.edba": {"preset": "paper", "criterion": "random"}},
+    ),
     "adam": Arm("Adam", {"optimizer.name": "adam", "optimizer.momentum": None, "optimizer.nesterov": None}),
     "dba": Arm("DBA", {"algorithms.dba": {}}),
     "dba_random": Arm("DBA, random samples (control)", {"algorithms.dba": {"criterion": "random"}}),

@@ -66,12 +66,12 @@ def measure_trainer(
         return _Arm(network, loader, algorithm, clock, device, precision)
 
     arms = {
-        "edba_cached": arm(EDBA(scoring="cached", batch_size_policy="fixed")),
+        "edba_cached": arm(EDBA.paper(scoring="cached", batch_size_policy="fixed")),
         "plain_on_subset": arm(batches=_GivenSizes(sizes)),
         "plain": arm(),
-        "edba_before_start": arm(EDBA(start=0.999)),
-        "edba_interrupted": arm(EDBA(interrupt=2, batch_size_policy="fixed")),
-        "edba_forward": arm(EDBA(batch_size_policy="fixed")),
+        "edba_before_start": arm(EDBA.paper(start=0.999)),
+        "edba_interrupted": arm(EDBA.paper(interrupt=2, batch_size_policy="fixed")),
+        "edba_forward": arm(EDBA.paper(batch_size_policy="fixed")),
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     trained_on: list[int] = []

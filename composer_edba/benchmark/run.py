@@ -28,6 +28,7 @@ from composer_edba.benchmark.suites import YAMLS, RunSpec
 from composer_edba.config import Config, load_config, schema_keys
 from composer_edba.data import BatchTensorDataset, Data
 from composer_edba.dba import DBA
+from composer_edba.presets import DEFAULTS, PAPER
 from composer_edba.run_summary import _cpu_name
 from composer_edba.train import build_trainer
 
@@ -135,7 +136,8 @@ def configuration_hash(spec: RunSpec) -> str:
     """Tells apart configurations of a run, as 16 hexadecimal digits.
 
     It covers every key of the configuration that differs from its default, the benchmark's own algorithms and the
-    points of evaluation. Keys with a default that come later leave it as it is.
+    points of evaluation. Keys with a default that come later leave it as it is. EDBA's own defaults count, except where
+    they are the paper's, so that lines made with other ones are not taken for the present ones.
     """
     config = load_config(YAMLS / spec.base, spec.override_strings())
     content = {
@@ -155,6 +157,10 @@ def _changed(config: Config) -> dict[str, Any]:
             value = value[part]
         if value != key.default and not key.name.startswith(_NO_PART):
             changed[key.name] = value
+    given = changed.get("algorithms", {}).get("edba")
+    if isinstance(given, dict) and given.get("preset") != "paper":
+        ours = {name: value for name, value in DEFAULTS.items() if value != PAPER[name]}
+        changed["algorithms"] = {**changed["algorithms"], "edba": {**ours, **given}}
     return changed
 
 
