@@ -9,7 +9,7 @@ import base64
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from composer_edba.distinct import DistinctSamples
 from composer_edba.functional import Criterion, Selection
 from composer_edba.last_layer import named_last_layer
 from composer_edba.loader import ResizableBatchSampler, resizable_copy
-from composer_edba.presets import DEFAULTS
+from composer_edba.presets import DEFAULTS, PAPER
 from composer_edba.ranks import from_rank_zero, gather_rows, gather_scores, rank, rank_sizes, world_size
 from composer_edba.scaling import scaled_images
 from composer_edba.scoring import Scorer
@@ -42,6 +42,8 @@ class Settings(TypedDict, total=False):
     """What can be set about the selection, the same in every loop and with the meaning it has in Composer's EDBA.
 
     Attributes:
+        preset: ``"default"``, or ``"paper"``: the paper's literal settings in place of the defaults named here. Default
+            ``"default"``.
         num_candidates: least number of candidate subsets a step, >= 1. Default 1024.
         ema_decay: decay of both running averages, in [0, 1). Default 0.9.
         min_subset_size: smallest subset, in samples a rank, >= 1. Default 10.
@@ -61,6 +63,7 @@ class Settings(TypedDict, total=False):
         seed: of the random candidates; None, the default: torch's own seed, that of rank 0.
     """
 
+    preset: Literal["default", "paper"]
     num_candidates: int
     ema_decay: float
     min_subset_size: int
@@ -76,7 +79,8 @@ class Settings(TypedDict, total=False):
     seed: int | None
 
 
-_DEFAULTS: dict[str, Any] = {**DEFAULTS, "last_layer": None, "seed": None}
+_PRESETS = {"default": DEFAULTS, "paper": PAPER}
+_OWN = {"last_layer": None, "seed": None}
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -107,10 +111,15 @@ def checked_settings(settings: Mapping[str, Any], start: float = 0.0, end: float
             "scoring is 'cached': only composer_edba.EDBA, for Composer, keeps scores; here every pool is scored by a "
             "forward. Leave scoring out"
         )
-    unknown = sorted(set(settings) - set(_DEFAULTS))
+    settings = dict(settings)
+    preset = settings.pop("preset", "default")
+    if preset not in _PRESETS:
+        raise ValueError(f"preset is {preset!r}: it must be one of {', '.join(map(repr, _PRESETS))}")
+    chosen = {**_PRESETS[preset], **_OWN, **settings}
+    unknown = sorted(set(settings) - set(DEFAULTS) - set(_OWN))
     if unknown:
-        raise TypeError(f"unknown setting {unknown[0]!r}: the settings are {', '.join(_DEFAULTS)}")
-    chosen = {**_DEFAULTS, **settings}
+        names = ("preset", *DEFAULTS, *_OWN)
+        raise TypeError(f"unknown setting {unknown[0]!r}: the settings are {', '.join(names)}")
     seed = chosen["seed"]
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
         raise ValueError(f"seed is {seed!r}: it must be an integer from 0 to 2**63 - 1, or None for torch's own")

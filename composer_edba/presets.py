@@ -35,5 +35,5 @@ PAPER: dict[str, Any] = {
     "subset_size_law": "uniform",
 }
 """The paper's, whatever the defaults become; where it is silent (averages, candidates, size law, policy) our first
-reading of it. ``EDBAHandler(model, loss_fn, **PAPER)``, ``SubsetLoader(loader, model, loss_fn, **PAPER)``;
-:meth:`EDBA.paper` in a Trainer."""
+reading of it. :meth:`EDBA.paper` in a Trainer, ``preset: paper`` in YAML, ``preset="paper"`` in Ignite and in plain
+loops."""

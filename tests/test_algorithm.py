@@ -37,7 +37,7 @@ def accuracy(model):
 
 def test_one_line_trains_on_subsets_and_logs_every_step():
     watch = Watch()
-    run = trainer([EDBA()], callbacks=[watch], max_duration="15ep")
+    run = trainer([EDBA.paper()], callbacks=[watch], max_duration="15ep")
     run.fit()
     steps = int(run.state.timestamp.batch)
     for name in NAMES:
@@ -54,7 +54,7 @@ def test_one_line_trains_on_subsets_and_logs_every_step():
 
 
 def test_the_averages_are_those_of_equation_1():
-    run = trainer([EDBA(ema_decay=0.75)])
+    run = trainer([EDBA.paper(ema_decay=0.75)])
     run.fit()
     model, gradient = logged(run, "edba/model_metric"), logged(run, "edba/gradient_metric")
     m, g = model[0], gradient[0]
@@ -83,7 +83,7 @@ class SeesFirst(Algorithm):
 @pytest.mark.parametrize("front", [True, False])
 def test_it_runs_before_all_other_algorithms(front):
     other, watch = SeesFirst(), Watch()
-    run = trainer([EDBA(), other] if front else [other, EDBA()], callbacks=[watch])
+    run = trainer([EDBA.paper(), other] if front else [other, EDBA.paper()], callbacks=[watch])
     run.fit()
     assert other.sizes == watch.subsets
     assert min(other.sizes) < 64
@@ -105,7 +105,7 @@ def test_the_subset_holds_the_samples_that_the_margin_chose():
             metrics.append(float(torch.cat([layer.weight.grad.flatten(), layer.bias.grad]).norm()))
             state.model.zero_grad()
 
-    run = trainer([EDBA(), Check()], model=model)
+    run = trainer([EDBA.paper(), Check()], model=model)
     run.fit()
     assert metrics == pytest.approx(logged(run, "edba/gradient_metric"), rel=1e-4)
 
@@ -119,14 +119,14 @@ def test_training_without_selection_is_bitwise_what_it_is_without_edba():
         return run.state.model.state_dict()
 
     plain = final([])
-    scored = final([EDBA(subset_size_law=1.0, batch_size_policy="fixed")])
+    scored = final([EDBA.paper(subset_size_law=1.0, batch_size_policy="fixed")])
     assert all(torch.equal(plain[name], scored[name]) for name in plain)
 
 
 def test_a_run_is_reproducible_and_depends_on_the_seed():
     def subsets(seed):
         watch = Watch()
-        trainer([EDBA()], callbacks=[watch], seed=seed).fit()
+        trainer([EDBA.paper()], callbacks=[watch], seed=seed).fit()
         return watch.subsets
 
     assert subsets(1) == subsets(1)
@@ -135,7 +135,7 @@ def test_a_run_is_reproducible_and_depends_on_the_seed():
 
 def test_the_random_control_trains_on_subsets_of_edbas_sizes():
     watch = Watch()
-    run = trainer([EDBA(criterion="random")], callbacks=[watch], max_duration="10ep")
+    run = trainer([EDBA.paper(criterion="random")], callbacks=[watch], max_duration="10ep")
     run.fit()
     assert 10 <= min(watch.subsets) < 64
     margins = logged(run, "edba/margin")
@@ -144,7 +144,7 @@ def test_the_random_control_trains_on_subsets_of_edbas_sizes():
 
 def test_start_end_and_interrupt_leave_plain_steps_alone():
     watch = Watch()
-    run = trainer([EDBA(start=0.25, end=0.75)], callbacks=[watch], max_duration="2048sp")
+    run = trainer([EDBA.paper(start=0.25, end=0.75)], callbacks=[watch], max_duration="2048sp")
     run.fit()
     scored = logged(run, "edba/samples_scored")
     steps = [b - a for a, b in zip([0, *scored], scored, strict=False)]
@@ -154,7 +154,7 @@ def test_start_end_and_interrupt_leave_plain_steps_alone():
     assert watch.subsets[:8] == [64] * 8
 
     watch = Watch()
-    run = trainer([EDBA(interrupt=2)], callbacks=[watch], max_duration="2ep")
+    run = trainer([EDBA.paper(interrupt=2)], callbacks=[watch], max_duration="2ep")
     run.fit()
     scored = logged(run, "edba/samples_scored")
     assert [b - a for a, b in zip([0, *scored], scored, strict=False)] == [64, 0] * 4
@@ -176,7 +176,7 @@ def test_scale_factor_scores_smaller_images_and_trains_on_whole_ones():
 
     data = torch.utils.data.TensorDataset(torch.randn(128, 1, 16, 16), torch.randint(CLASSES, (128,)))
     run = trainer(
-        [EDBA(scale_factor=0.5)],
+        [EDBA.paper(scale_factor=0.5)],
         model=ComposerClassifier(Net(), num_classes=CLASSES),
         loader=DataLoader(data, batch_size=32),
         max_duration="1ep",
@@ -187,7 +187,7 @@ def test_scale_factor_scores_smaller_images_and_trains_on_whole_ones():
 
 def test_scale_factor_names_an_input_that_is_no_image():
     with pytest.raises(ValueError, match=r"scale_factor is 0.5, but the input at key 0 is a 2-D tensor"):
-        trainer([EDBA(scale_factor=0.5)]).fit()
+        trainer([EDBA.paper(scale_factor=0.5)]).fit()
 
 
 def test_microbatch_transforms_are_applied_before_scoring():
@@ -197,7 +197,7 @@ def test_microbatch_transforms_are_applied_before_scoring():
         return [batch[0] * 1e-3, batch[1]]
 
     spec = DataSpec(points_loader(), microbatch_transforms=shrink)
-    run = trainer([EDBA()], loader=spec, model=classifier(batch_norm=False), max_duration="1ep")
+    run = trainer([EDBA.paper()], loader=spec, model=classifier(batch_norm=False), max_duration="1ep")
     run.fit()
     # The network sees inputs near zero, so its loss is that of its biases.
     bias_loss = logged(run, "loss/train/total")[0]
@@ -238,7 +238,7 @@ def test_weights_that_ema_left_in_the_model_are_taken_out_before_scoring(tmp_pat
             trained_with.append(state.model.module[-1].weight.detach().clone())
 
     run = trainer(
-        [EMA(half_life="3ba", update_interval="1ba"), EDBA(), Note()],
+        [EMA(half_life="3ba", update_interval="1ba"), EDBA.paper(), Note()],
         model=model,
         max_duration="8ba",
         save_folder=str(tmp_path),
@@ -256,7 +256,7 @@ def test_it_composes_with_algorithms_that_change_the_batch(order):
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, CLASSES))
     watch = Watch()
     run = trainer(
-        [EDBA(), MixUp(), CutOut(), LabelSmoothing()][::order],
+        [EDBA.paper(), MixUp(), CutOut(), LabelSmoothing()][::order],
         model=ComposerClassifier(net, num_classes=CLASSES),
         loader=DataLoader(data, batch_size=32, shuffle=True),
         max_duration="3ep",
@@ -271,7 +271,7 @@ def test_it_composes_with_algorithms_that_change_the_batch(order):
 
 def test_without_a_limit_the_subset_goes_through_at_once():
     watch = Watch()
-    trainer([EDBA()], callbacks=[watch]).fit()
+    trainer([EDBA.paper()], callbacks=[watch]).fit()
     assert watch.microbatches == watch.subsets
 
 
@@ -288,7 +288,7 @@ def test_microbatches_keep_to_the_users_limit_and_none_has_one_sample(limit):
             sizes.append(len(state.batch[0]))
 
     run = trainer(
-        [EDBA(min_subset_size=3), Note()],
+        [EDBA.paper(min_subset_size=3), Note()],
         model=classifier(batch_norm=limit > 1),
         loader=points_loader(size=131, batch_size=33),
         device_train_microbatch_size=limit,
@@ -323,7 +323,7 @@ class LimitedMemory(ComposerClassifier):
 def test_a_microbatch_halved_by_the_trainer_is_remembered():
     model = LimitedMemory(classifier().module, num_classes=CLASSES)
     watch = Watch()
-    run = trainer([EDBA()], model=model, callbacks=[watch], max_duration="3ep")
+    run = trainer([EDBA.paper()], model=model, callbacks=[watch], max_duration="3ep")
     run.state.auto_microbatching = True  # the argument 'auto' is refused on a CPU
     run.fit()
     # 64 -> 32 -> 16 on the first batch, then never again.
@@ -360,7 +360,7 @@ def test_own_batch_samplers_get_selection_only_and_one_warning():
     data = Points()
     loader = DataLoader(data, batch_sampler=Own(RandomSampler(data), 64, False))
     watch = Watch()
-    run = trainer([EDBA()], loader=loader, callbacks=[watch], max_duration="3ep")
+    run = trainer([EDBA.paper()], loader=loader, callbacks=[watch], max_duration="3ep")
     with pytest.warns(UserWarning, match=r"cannot resize .*batch sampler of its own, Own") as caught:
         run.fit()
     assert sum("cannot resize" in str(w.message) for w in caught) == 1
@@ -375,7 +375,7 @@ def test_other_loaders_get_selection_only(kind):
     loader = batches if kind == "list" else DataLoader(batches, batch_size=None)
     watch = Watch()
     # Composer itself asks for the microbatch size where the loader has no batch_size.
-    run = trainer([EDBA()], loader=loader, callbacks=[watch], max_duration="2ep", device_train_microbatch_size=64)
+    run = trainer([EDBA.paper()], loader=loader, callbacks=[watch], max_duration="2ep", device_train_microbatch_size=64)
     with pytest.warns(UserWarning, match="no torch DataLoader" if kind == "list" else "batch_size=None"):
         run.fit()
     assert watch.pools == [64] * 8
@@ -385,7 +385,7 @@ def test_other_loaders_get_selection_only(kind):
 @pytest.mark.parametrize("sized", [True, False])
 def test_iterable_data_sets_are_resized_in_place(sized):
     watch = Watch()
-    edba = EDBA()
+    edba = EDBA.paper()
     run = trainer(
         [edba],
         loader=DataLoader(Stream(256, sized), batch_size=32),
@@ -428,28 +428,28 @@ def test_iterable_data_sets_are_resized_in_place(sized):
 )
 def test_bad_arguments_are_named_with_value_and_remedy(arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        EDBA(**arguments)
+        EDBA.paper(**arguments)
 
 
 def test_a_model_that_is_no_composer_model_is_refused_before_training():
     with pytest.raises((ValueError, TypeError), match="ComposerModel"):
-        trainer([EDBA()], model=nn.Linear(FEATURES, CLASSES))
+        trainer([EDBA.paper()], model=nn.Linear(FEATURES, CLASSES))
 
 
 def test_edba_twice_is_refused():
     with pytest.raises(ValueError, match="EDBA more than once"):
-        trainer([EDBA(), EDBA()])
+        trainer([EDBA.paper(), EDBA.paper()])
 
 
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_an_empty_loader_is_refused(drop_last):
     loader = points_loader(size=3 if drop_last else 0, batch_size=8, drop_last=drop_last, shuffle=False)
     with pytest.raises(ValueError, match="train_dataloader is empty" + (".*batch_size=8" if drop_last else "")):
-        trainer([EDBA()], loader=loader).fit()
+        trainer([EDBA.paper()], loader=loader).fit()
 
 
 def test_a_loader_outside_the_bounds_is_warned_of_and_moved_inside():
-    run = trainer([EDBA(max_batch_size=32)], loader=points_loader(batch_size=64), max_duration="1ep")
+    run = trainer([EDBA.paper(max_batch_size=32)], loader=points_loader(batch_size=64), max_duration="1ep")
     with pytest.warns(UserWarning, match=r"batch size 64 lies outside of min_batch_size=10 and max_batch_size=32"):
         run.fit()
     assert set(logged(run, "edba/batch_size")) == {32}
@@ -492,7 +492,7 @@ def test_models_that_cannot_be_scored_are_refused_on_the_first_step(model, messa
         loader = DataLoader(data, batch_size=16)
     if "LazyLinear" in str(model.net):
         model.net[-1] = nn.Linear(8, 2)  # for the probe's 8 samples
-    run = trainer([EDBA()], model=model, loader=loader)
+    run = trainer([EDBA.paper()], model=model, loader=loader)
     with pytest.raises(ValueError, match=message):
         run.fit()
     assert int(run.state.timestamp.batch) == 0
@@ -518,7 +518,9 @@ def test_nan_losses_train_on_the_whole_pool_are_counted_and_warned_of_once():
 
     model = Forgiving(classifier(dropout=0.0, batch_norm=False).module, num_classes=CLASSES)
     watch = Watch()
-    run = trainer([EDBA(batch_size_policy="fixed")], model=model, loader=loader, callbacks=[watch], max_duration="3ep")
+    run = trainer(
+        [EDBA.paper(batch_size_policy="fixed")], model=model, loader=loader, callbacks=[watch], max_duration="3ep"
+    )
     with pytest.warns(UserWarning, match="is NaN or infinite at batch 1") as caught:
         run.fit()
     assert sum("NaN or infinite" in str(w.message) for w in caught) == 1
@@ -540,7 +542,7 @@ def test_paper_holds_the_literal_settings():
 
 
 def test_the_repr_stays_the_same_over_a_run_and_makes_an_equal_object():
-    edba = EDBA(ema_decay=0.8, last_layer="module.4")
+    edba = EDBA.paper(ema_decay=0.8, last_layer="module.4")
     before = repr(edba)
     trainer([edba], max_duration="1ep").fit()
     assert repr(edba) == before
@@ -548,7 +550,7 @@ def test_the_repr_stays_the_same_over_a_run_and_makes_an_equal_object():
 
 
 def test_scoring_goes_through_the_models_own_loss_whatever_label_smoothing_does():
-    run = trainer([LabelSmoothing(0.3), EDBA()], max_duration="1ep", model=classifier(0.0, False))
+    run = trainer([LabelSmoothing(0.3), EDBA.paper()], max_duration="1ep", model=classifier(0.0, False))
     run.fit()
     hard = nn.functional.cross_entropy
     first = classifier(0.0, False)
@@ -561,4 +563,4 @@ def test_scoring_goes_through_the_models_own_loss_whatever_label_smoothing_does(
 def test_no_unexpected_warning_in_an_ordinary_run():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", module=r"composer_edba")
-        trainer([EDBA()], max_duration="2ep").fit()
+        trainer([EDBA.paper()], max_duration="2ep").fit()

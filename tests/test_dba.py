@@ -301,7 +301,7 @@ def test_what_has_no_per_sample_gradients_is_refused_before_the_first_update(bui
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ([EDBA()], "DBA beside EDBA"),
+        ([EDBA.paper()], "DBA beside EDBA"),
         ([DBA()], "DBA beside DBA"),
         ([SAM()], "DBA beside SAM"),
     ],

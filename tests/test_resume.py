@@ -14,7 +14,7 @@ WILD = [64, 100, 30, 17, 128, 10, 55, 90, 23, 41, 12]
 def run(folder, *, workers, duration, policy, load=None, save=None, algorithms=None):
     watch = Watch()
     loader = points_loader(with_index=True, num_workers=workers)
-    edba = EDBA(batch_size_policy=policy, min_subset_size=5)
+    edba = EDBA.paper(batch_size_policy=policy, min_subset_size=5)
     result = trainer(
         [edba] if algorithms is None else algorithms,
         loader=loader,
@@ -84,6 +84,6 @@ def test_the_state_is_plain_and_the_same_whoever_reads_it(tmp_path):
 
     check(edba.state_dict())
     assert isinstance(result, Trainer)
-    again = EDBA()
+    again = EDBA.paper()
     again.load_state_dict(edba.state_dict())
     assert again._resume_from == edba.state_dict()

@@ -64,7 +64,7 @@ def plain():
 
 @pytest.fixture(scope="module")
 def edba():
-    return trained([EDBA(min_subset_size=4)])
+    return trained([EDBA.paper(min_subset_size=4)])
 
 
 def test_a_plain_run_is_counted(plain):
@@ -192,5 +192,5 @@ def test_a_plot_stands_any_margin(edba, tmp_path, margins):
 
 
 def test_a_plot_stands_a_run_of_one_step(tmp_path):
-    trainer = trained([EDBA()], max_duration="1ba", eval_interval=0)
+    trainer = trained([EDBA.paper()], max_duration="1ba", eval_interval=0)
     assert plot_run(summarize(trainer, SAMPLES), read_log(trainer), tmp_path / "run.png").exists()

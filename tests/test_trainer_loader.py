@@ -21,7 +21,7 @@ def scheduled(monkeypatch):
 
     def use(sizes):
         monkeypatch.setattr("composer_edba.algorithm.make_policy", lambda *args, **kwargs: Sizes(sizes))
-        return EDBA()
+        return EDBA.paper()
 
     return use
 
@@ -191,7 +191,7 @@ def test_train_subset_num_batches_is_kept(scheduled):
 
 
 def test_the_batch_size_is_bounded_by_the_data_set():
-    run = trainer([EDBA(max_batch_size=1000)], loader=points_loader(size=70, batch_size=64), max_duration="3ep")
+    run = trainer([EDBA.paper(max_batch_size=1000)], loader=points_loader(size=70, batch_size=64), max_duration="3ep")
     run.fit()
     assert run.state.algorithms[-1]._selector.policy.maximum == 70
 
@@ -227,7 +227,7 @@ def test_the_estimate_is_batches_per_epoch_so_far(scheduled):
 def test_growing_batches_in_a_real_run():
     """With the policy's own votes: a loss that falls below what subsets can follow makes the batch grow."""
     watch = Watch()
-    edba = EDBA(min_subset_size=8)
+    edba = EDBA.paper(min_subset_size=8)
     run = trainer([edba], loader=points_loader(size=512, batch_size=32), callbacks=[watch], max_duration="60ep",
                   optimizers=None)  # fmt: skip
     run.fit()

@@ -45,7 +45,7 @@ def train(mode, folder):
         sampler=dist.get_sampler(data, shuffle=True),
         num_workers=2 if mode == "workers" else 0,
     )
-    edba = EDBA(scoring="cached", min_subset_size=4)
+    edba = EDBA.paper(scoring="cached", min_subset_size=4)
     watch, gradients = Pools(edba), Gradients()
     model = classifier(dropout=0.0, batch_norm=False)
     run = trainer(
@@ -80,7 +80,7 @@ def refusal():
     data = Points(size=250)
     loader = DataLoader(data, batch_size=32, sampler=Uneven(data))
     try:
-        trainer([EDBA(scoring="cached")], loader=loader, max_duration="1ep", dist_timeout=60.0).fit()
+        trainer([EDBA.paper(scoring="cached")], loader=loader, max_duration="1ep", dist_timeout=60.0).fit()
     except ValueError as error:
         return str(error)
     return "not refused"

@@ -21,7 +21,7 @@ METRICS = (
 
 def run(folder, *, workers=0, duration="4ep", load=None, save=None, algorithms=None, scoring="cached", **kwargs):
     watch = Watch()
-    edba = EDBA(scoring=scoring, min_subset_size=5)
+    edba = EDBA.paper(scoring=scoring, min_subset_size=5)
     result = trainer(
         [edba] if algorithms is None else algorithms,
         loader=points_loader(with_index=True, num_workers=workers),
@@ -115,7 +115,7 @@ def test_without_spinning_a_resumed_pass_begins_anew_with_the_samples_it_says(tm
 
 def test_another_data_sets_scores_are_dropped_at_an_epochs_end(tmp_path):
     run(tmp_path, duration="1ep", save="1ep")
-    watch, edba = Watch(), EDBA(scoring="cached", min_subset_size=5)
+    watch, edba = Watch(), EDBA.paper(scoring="cached", min_subset_size=5)
     again = trainer(
         [edba],
         loader=points_loader(size=192, with_index=True),

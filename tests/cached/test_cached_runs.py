@@ -30,7 +30,7 @@ WILD = [64, 100, 30, 17, 128, 10, 55, 90, 23, 41, 12]
 
 
 def cached(**kwargs):
-    return EDBA(scoring="cached", **kwargs)
+    return EDBA.paper(scoring="cached", **kwargs)
 
 
 def still(model):
@@ -396,7 +396,7 @@ def test_every_interrupted_batch_is_trained_on_whole_and_recorded():
 
 def test_forward_scoring_hooks_nothing_into_the_training_forward():
     hooks = Hooks()
-    trainer([EDBA(interrupt=2), hooks], max_duration="2ep").fit()
+    trainer([EDBA.paper(interrupt=2), hooks], max_duration="2ep").fit()
     assert set(hooks.counts) == {0}
 
 
@@ -620,6 +620,6 @@ def test_samples_drawn_twice_in_a_pool_are_fine():
 def test_other_loops_say_that_they_have_no_cache():
     net = nn.Linear(FEATURES, CLASSES)
     with pytest.raises(ValueError, match=r"scoring is 'cached': only composer_edba.EDBA, for Composer"):
-        SubsetLoader(points_loader(), net, F.cross_entropy, scoring="cached")
+        SubsetLoader(points_loader(), net, F.cross_entropy, preset="paper", scoring="cached")
     with pytest.raises(ValueError, match=r"scoring is 'cached': only composer_edba.EDBA, for Composer"):
-        EDBAHandler(net, F.cross_entropy, scoring="cached")
+        EDBAHandler(net, F.cross_entropy, preset="paper", scoring="cached")

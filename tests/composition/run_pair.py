@@ -79,7 +79,7 @@ def run_pair(key: str, edba_first: bool, microbatch: int | None = None) -> str:
         warnings.simplefilter("error")
         for message in OWN_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        other, edba = pair.make(), EDBA(**pair.edba)
+        other, edba = pair.make(), EDBA.paper(**pair.edba)
         witness = Witness([edba, other])
         model, loader = pair.setup()
         arguments = dict(pair.trainer)

@@ -16,7 +16,7 @@ from composer_edba import EDBA
 @pytest.mark.parametrize("place", [0, 2, 4])
 def test_the_recipe_trains_on_what_edba_chose(place):
     algorithms = [BlurPool(min_channels=8), ChannelsLast(), LabelSmoothing(), MixUp(interpolate_loss=True)]
-    algorithms.insert(place, EDBA())
+    algorithms.insert(place, EDBA.paper())
     witness, logger = Witness(algorithms), InMemoryLogger()
     model, loader = setups.images()
     trainer = Trainer(

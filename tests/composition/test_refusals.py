@@ -42,7 +42,7 @@ def run(algorithms, loader, model=None, **kwargs):
 )
 @pytest.mark.parametrize("order", [1, -1])
 def test_ghost_batches_larger_than_what_may_come_are_refused(edba, loader, limit, message, order):
-    algorithms = [EDBA(**edba), GhostBatchNorm(16)][::order]
+    algorithms = [EDBA.paper(**edba), GhostBatchNorm(16)][::order]
     with pytest.raises(ValueError, match=r"GhostBatchNorm\(ghost_batch_size=16\) needs at least 16.*" + message):
         run(algorithms, points_loader(**loader), device_train_microbatch_size=limit)
 
@@ -58,7 +58,7 @@ def test_ghost_batches_larger_than_what_may_come_are_refused(edba, loader, limit
 )
 def test_ghost_batches_that_always_fit_train(edba, loader, limit):
     """Composer's layer raises an error for any forward with fewer samples."""
-    fit = run([EDBA(**edba), GhostBatchNorm(16)], points_loader(**loader), device_train_microbatch_size=limit)
+    fit = run([EDBA.paper(**edba), GhostBatchNorm(16)], points_loader(**loader), device_train_microbatch_size=limit)
     assert int(fit.state.timestamp.epoch) == 2
 
 
@@ -66,11 +66,11 @@ def test_ghost_batches_made_by_hand_are_seen_too():
     model = classifier()
     cf.apply_ghost_batchnorm(model, ghost_batch_size=32)
     with pytest.raises(ValueError, match=r"ghost_batch_size=32.*min_subset_size is 10"):
-        run([EDBA()], points_loader(drop_last=True), model)
+        run([EDBA.paper()], points_loader(drop_last=True), model)
 
 
 def test_ghost_batches_of_a_model_without_batch_norm_do_no_harm():
-    run([GhostBatchNorm(32), EDBA()], points_loader(), classifier(batch_norm=False))
+    run([GhostBatchNorm(32), EDBA.paper()], points_loader(), classifier(batch_norm=False))
 
 
 class OwnEDBA(EDBA):
@@ -85,20 +85,20 @@ def test_a_second_edba_is_refused_whatever_its_class(kinds):
 
 def test_an_algorithm_that_a_checkpoint_brings_is_refused_too():
     """Composer appends those after INIT."""
-    fit = trainer([EDBA()], max_duration="1ep")
+    fit = trainer([EDBA.paper()], max_duration="1ep")
     fit.state.algorithms.append(SelectiveBackprop())
     with pytest.raises(ValueError, match=r"SelectiveBackprop\(keep=0.5\) beside EDBA"):
         fit.fit()
 
 
 def test_selective_backprop_that_keeps_everything_is_let_through():
-    run([SelectiveBackprop(keep=1.0), EDBA()], points_loader())
+    run([SelectiveBackprop(keep=1.0), EDBA.paper()], points_loader())
 
 
 def test_a_layer_given_as_a_module_that_surgery_replaced_is_explained():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * setups.SIDE**2, 16), nn.ReLU(), nn.Linear(16, setups.CLASSES))
     model = ComposerClassifier(net, num_classes=setups.CLASSES)
-    edba = EDBA(last_layer=net[-1])
+    edba = EDBA.paper(last_layer=net[-1])
     cf.apply_factorization(model, min_features=16, latent_features=4)
     _, loader = setups.images()
     fit = Trainer(model=model, train_dataloader=loader, max_duration="1ep", algorithms=[edba], progress_bar=False)

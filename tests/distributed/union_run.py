@@ -68,7 +68,7 @@ def train(mode, folder):
     sampler = Uneven(data) if mode == "uneven" else dist.get_sampler(data, shuffle=True)
     loader = DataLoader(data, batch_size=32, sampler=sampler)
     watch, gradients = Watch(), Gradients()
-    edba = EDBA(min_subset_size=4, batch_size_policy="noise_scale" if mode == "noise_scale" else "margin")
+    edba = EDBA.paper(min_subset_size=4, batch_size_policy="noise_scale" if mode == "noise_scale" else "margin")
     run = trainer(
         [edba, gradients],
         loader=loader,

@@ -20,7 +20,7 @@ if __name__ == "__main__":
     for name, interval in (("ba{batch}", "1ba"), ("ep{epoch}", "1ep")):
         loader = DataLoader(data, batch_size=64, sampler=dist.get_sampler(data, shuffle=True))
         trainer(
-            [EDBA(min_subset_size=5)],
+            [EDBA.paper(min_subset_size=5)],
             loader=loader,
             max_duration="2ep",
             save_folder=sys.argv[1],

@@ -57,7 +57,7 @@ def test_a_sample_that_raises_reaches_the_user_as_without_edba(workers, bad, per
 
     before = time.monotonic()
     plain, _ = error_of([], loader())
-    error, batch = error_of([EDBA(batch_size_policy="fixed")], loader())
+    error, batch = error_of([EDBA.paper(batch_size_policy="fixed")], loader())
     assert type(error) is type(plain) is BadSample
     assert "cannot be read" in str(error)
     assert str(error).splitlines()[-1] == str(plain).splitlines()[-1]
@@ -72,7 +72,7 @@ def test_training_goes_on_after_a_bad_sample_was_mended():
     """An exception in the middle of a pass leaves nothing behind that spoils the next fit."""
     data = Broken(100)
     watch = Watch()
-    run = trainer([EDBA()], loader=DataLoader(data, batch_size=32), callbacks=[watch], max_duration="2ep")
+    run = trainer([EDBA.paper()], loader=DataLoader(data, batch_size=32), callbacks=[watch], max_duration="2ep")
     with pytest.raises(BadSample):
         run.fit()
     taken = int(run.state.timestamp.batch)
@@ -92,7 +92,7 @@ def test_nan_for_ever_ends_as_a_plain_run_with_one_warning():
     watch = Watch()
     plain = trainer([], loader=loader(), max_duration="3ep")
     plain.fit()
-    run = trainer([EDBA()], loader=loader(), callbacks=[watch], max_duration="3ep")
+    run = trainer([EDBA.paper()], loader=loader(), callbacks=[watch], max_duration="3ep")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run.fit()
@@ -112,7 +112,7 @@ def test_a_run_that_turns_to_nan_keeps_its_finite_averages(tmp_path):
     watch = Watch()
     model = classifier(dropout=0.0, batch_norm=False)
     run = trainer(
-        [EDBA()],
+        [EDBA.paper()],
         model=model,
         callbacks=[watch],
         optimizers=torch.optim.SGD(model.parameters(), lr=1e9),
@@ -125,7 +125,7 @@ def test_a_run_that_turns_to_nan_keeps_its_finite_averages(tmp_path):
     assert torch.isfinite(torch.tensor([averages.model, averages.gradient])).all()
     assert [samples for _, _, samples in watch.epoch_ends] == [256, 512, 768, 1024]
     path = run.save_checkpoint(str(tmp_path / "nan.pt"))
-    again = trainer([EDBA()], model=classifier(0.0, False), max_duration="5ep", load_path=str(path))
+    again = trainer([EDBA.paper()], model=classifier(0.0, False), max_duration="5ep", load_path=str(path))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*NaN or infinite")  # it was said in the run that was resumed
         again.fit()

@@ -26,7 +26,7 @@ SIZE = 256
 def checkpoints(tmp_path_factory):
     """Checkpoints of every batch and epoch of a run with EDBA, by what was saved: ``ba{batch}`` or ``ep{epoch}``."""
     folder = tmp_path_factory.mktemp("with_edba")
-    return save(folder, [EDBA(min_subset_size=5)])
+    return save(folder, [EDBA.paper(min_subset_size=5)])
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def save(folder, algorithms):
 
 def resume(folder, name, edba="default", loader=None, size=SIZE, **kwargs):
     watch = Watch()
-    edba = EDBA(min_subset_size=5) if edba == "default" else edba
+    edba = EDBA.paper(min_subset_size=5) if edba == "default" else edba
     run = trainer(
         [] if edba is None else [edba],
         loader=points_loader(size, with_index=True) if loader is None else loader,
@@ -146,7 +146,7 @@ def test_a_loader_of_another_batch_size_goes_on_at_the_size_that_was_reached(che
 @pytest.mark.parametrize("name", ["ba6", "ep1"])
 @pytest.mark.parametrize("policy", ["noise_scale", "fixed"])
 def test_another_policy_begins_anew_at_the_loaders_size_with_the_same_averages(checkpoints, name, policy):
-    _, watch, edba = resume(checkpoints, name, EDBA(min_subset_size=5, batch_size_policy=policy))
+    _, watch, edba = resume(checkpoints, name, EDBA.paper(min_subset_size=5, batch_size_policy=policy))
     first, *_ = logged_averages(checkpoints, name)
     assert first is not None
     assert [samples for _, _, samples in watch.epoch_ends][-1] == RESUME * SIZE
@@ -161,9 +161,9 @@ def test_another_policy_begins_anew_at_the_loaders_size_with_the_same_averages(c
 @pytest.mark.parametrize("old", ["noise_scale", "fixed"])
 def test_the_margin_policy_takes_over_from_another(tmp_path, old):
     """Long enough for its window of votes to fill."""
-    folder = save(tmp_path, [EDBA(min_subset_size=5, batch_size_policy=old)])
+    folder = save(tmp_path, [EDBA.paper(min_subset_size=5, batch_size_policy=old)])
     loader = points_loader(batch_size=16, with_index=True)
-    _, watch, edba = resume(folder, "ba6", EDBA(min_subset_size=5), loader=loader)
+    _, watch, edba = resume(folder, "ba6", EDBA.paper(min_subset_size=5), loader=loader)
     assert len(watch.subsets) > 25
     assert edba._selector.policy.state_dict().keys() >= {"window", "direction"}
 
@@ -176,7 +176,7 @@ def logged_averages(folder, name):
 
 def test_narrower_bounds_move_the_size_inside(checkpoints):
     with pytest.warns(UserWarning, match="batch size 64 lies outside of min_batch_size=10 and max_batch_size=20"):
-        run, watch, _ = resume(checkpoints, "ba6", EDBA(min_subset_size=5, max_batch_size=20))
+        run, watch, _ = resume(checkpoints, "ba6", EDBA.paper(min_subset_size=5, max_batch_size=20))
     # What was drawn before the checkpoint is not drawn again in other sizes: the pass stays one.
     assert [samples for _, _, samples in watch.epoch_ends] == [512, 768, 1024]
     assert max(watch.pools[1:]) <= 21
@@ -195,7 +195,7 @@ def test_narrower_bounds_move_the_size_inside(checkpoints):
     ],
 )
 def test_other_arguments_take_effect_from_the_resumption_on(checkpoints, arguments):
-    run, watch, edba = resume(checkpoints, "ba6", EDBA(**{"min_subset_size": 5, **arguments}))
+    run, watch, edba = resume(checkpoints, "ba6", EDBA.paper(**{"min_subset_size": 5, **arguments}))
     averages, saved = logged_averages(checkpoints, "ba6")
     assert int(run.state.timestamp.sample) == RESUME * SIZE
     assert edba._samples_trained == saved["samples_trained"] + sum(watch.subsets)
@@ -213,7 +213,7 @@ def test_other_arguments_take_effect_from_the_resumption_on(checkpoints, argumen
 def test_a_checkpoint_without_edba_goes_on_with_it_in_the_same_pass(plain_checkpoints, name, bounds):
     """Also when EDBA's bounds do not hold the size of the batches that were drawn without it."""
     with pytest.warns(UserWarning, match="EDBA is not in the state_dict"):
-        run, watch, _ = resume(plain_checkpoints, name, EDBA(min_subset_size=10, **bounds))
+        run, watch, _ = resume(plain_checkpoints, name, EDBA.paper(min_subset_size=10, **bounds))
     assert [samples for _, _, samples in watch.epoch_ends] == [512, 768, 1024]
     assert int(run.state.timestamp.sample) == RESUME * SIZE
     if bounds:
@@ -269,7 +269,7 @@ def test_a_second_fit_in_mid_epoch_goes_on_with_the_same_pass(monkeypatch, batch
     sizes = [64, 100, 30, 17, 12, 70, 10]
     monkeypatch.setattr("composer_edba.algorithm.make_policy", lambda *args, **kwargs: Sizes(sizes))
     watch = Watch()
-    run = trainer([EDBA()], loader=points_loader(with_index=True), callbacks=[watch], max_duration=f"{batches}ba")
+    run = trainer([EDBA.paper()], loader=points_loader(with_index=True), callbacks=[watch], max_duration=f"{batches}ba")
     run.fit()
     while int(run.state.timestamp.epoch) < 3:
         run.fit(duration=f"{batches}ba")
@@ -278,7 +278,7 @@ def test_a_second_fit_in_mid_epoch_goes_on_with_the_same_pass(monkeypatch, batch
 
 def test_the_model_is_the_checkpoints(checkpoints):
     """That the tests above resume at all."""
-    run = trainer([EDBA()], model=classifier(), max_duration="4ep", load_path=str(checkpoints / "ep2.pt"))
+    run = trainer([EDBA.paper()], model=classifier(), max_duration="4ep", load_path=str(checkpoints / "ep2.pt"))
     fresh = classifier().state_dict()
     assert int(run.state.timestamp.epoch) == 2
     assert any(

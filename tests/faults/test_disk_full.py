@@ -13,7 +13,7 @@ from composer_edba import EDBA
 
 def build(folder, overwrite=True, **kwargs):
     return trainer(
-        [EDBA(min_subset_size=5)],
+        [EDBA.paper(min_subset_size=5)],
         loader=points_loader(size=300, batch_size=32),
         model=classifier(),
         max_duration="4ep",

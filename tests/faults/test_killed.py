@@ -19,7 +19,7 @@ def train(folder, workers):
     """Trains to the end, from the latest checkpoint in ``folder`` if there is one; a checkpoint every batch."""
     loader = points_loader(size=300, batch_size=32, num_workers=workers)
     run = trainer(
-        [EDBA(min_subset_size=5)],
+        [EDBA.paper(min_subset_size=5)],
         loader=loader,
         model=classifier(),
         max_duration=DURATION,

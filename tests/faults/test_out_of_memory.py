@@ -63,7 +63,7 @@ class Gradients(Algorithm):
 
 def run(where, fits=12, loader=None, batch_norm=False, **kwargs):
     model, gradients, watch = Limited(where, fits, batch_norm), Gradients(), Watch()
-    algorithms = [EDBA(min_subset_size=5, **kwargs)] + ([] if batch_norm else [gradients])
+    algorithms = [EDBA.paper(min_subset_size=5, **kwargs)] + ([] if batch_norm else [gradients])
     result = trainer(algorithms, model=model, loader=loader, callbacks=[watch], max_duration="4ep")
     result.state.auto_microbatching = True  # the argument 'auto' is refused on a CPU
     result.fit()
@@ -113,7 +113,11 @@ def test_halved_subsets_leave_no_microbatch_of_one_sample(first_failure):
                 model.fits = len(state.batch[0]) // 2
 
     result = trainer(
-        [EDBA(min_subset_size=5), Scarce()], model=model, callbacks=[watch], max_duration="4ep", seed=first_failure
+        [EDBA.paper(min_subset_size=5), Scarce()],
+        model=model,
+        callbacks=[watch],
+        max_duration="4ep",
+        seed=first_failure,
     )
     result.state.auto_microbatching = True
     result.fit()
@@ -148,7 +152,7 @@ def test_another_error_in_scoring_is_not_taken_for_missing_memory():
 
     model.module = nn.Sequential(model.module, Wrong())
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        trainer([EDBA()], model=model, loader=points_loader()).fit()
+        trainer([EDBA.paper()], model=model, loader=points_loader()).fit()
     assert model.failures == 0
 
 
@@ -157,7 +161,7 @@ def test_learned_bounds_survive_a_checkpoint(tmp_path):
         first, *_ = run("scoring")
     path = first.save_checkpoint(str(tmp_path / "ep4.pt"))
     model = Limited("scoring", 12)
-    again = trainer([EDBA(min_subset_size=5)], model=model, max_duration="5ep", load_path=str(path))
+    again = trainer([EDBA.paper(min_subset_size=5)], model=model, max_duration="5ep", load_path=str(path))
     again.fit()
     assert model.failures == 0
     assert logged(again, "edba/nonfinite_steps")[-1] == 0

@@ -20,12 +20,13 @@ RIGHT = {
     "min_subset_size": st.integers(1, 2000),
     "min_batch_size": st.integers(1, 2000),
     "max_batch_size": st.integers(1, 10**9),
-    "batch_size_policy": st.sampled_from(["margin", "noise_scale", "fixed"]),
-    "criterion": st.sampled_from(["margin", "random"]),
+    "batch_size_policy": st.sampled_from(["loss", "margin", "noise_scale", "fixed"]),
+    "criterion": st.sampled_from(["margin", "difference", "random"]),
     "scoring": st.sampled_from(["forward", "cached"]),
     "scale_factor": st.floats(0, 1, exclude_min=True),
     "start": st.floats(0, 1),
     "end": st.floats(0, 1),
+    "interval": st.integers(1, 10**6),
     "interrupt": st.integers(0, 10**6),
     "last_layer": st.one_of(st.none(), st.text(max_size=8), st.builds(lambda: nn.Linear(1, 1))),
     "input_key": st.one_of(st.none(), st.integers(), st.text(max_size=8), st.builds(lambda: len)),
@@ -65,7 +66,7 @@ def expected_right(arguments):
 
     if not all(number(arguments[name]) for name in ("ema_decay", "scale_factor", "start", "end")):
         return False
-    counts = {"num_candidates": 1, "min_subset_size": 1, "min_batch_size": 1, "max_batch_size": 1, "interrupt": 0}
+    counts = {"num_candidates": 1, "min_subset_size": 1, "min_batch_size": 1, "max_batch_size": 1, "interrupt": 0, "interval": 1}
     if not all(whole(name, least) for name, least in counts.items()):
         return False
     law = arguments["subset_size_law"]
@@ -75,8 +76,8 @@ def expected_right(arguments):
         and 0 <= arguments["start"] < arguments["end"] <= 1
         and max(arguments["min_batch_size"], arguments["min_subset_size"]) <= arguments["max_batch_size"]
         and arguments["interrupt"] != 1
-        and one_of("batch_size_policy", "margin", "noise_scale", "fixed")
-        and one_of("criterion", "margin", "random")
+        and one_of("batch_size_policy", "loss", "margin", "noise_scale", "fixed")
+        and one_of("criterion", "margin", "difference", "random")
         and (one_of("scoring", "forward") or (one_of("scoring", "cached") and arguments["scale_factor"] == 1))
         and (arguments["last_layer"] is None or isinstance(arguments["last_layer"], (str, nn.Module)))
         and (one_of("subset_size_law", "uniform", "upper_half", "power_set") or (number(law) and 0 < law <= 1))

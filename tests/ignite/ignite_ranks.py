@@ -25,7 +25,7 @@ def train(local_rank, folder, policy):
     data = DataLoader(points(250), batch_size=32, sampler=sampler)
     trainer = create_supervised_trainer(model, optimizer, LOSS)
     watch = Watch(trainer)
-    handler = EDBAHandler(model, LOSS, optimizer, min_subset_size=4, batch_size_policy=policy)
+    handler = EDBAHandler(model, LOSS, optimizer, preset="paper", min_subset_size=4, batch_size_policy=policy)
     handler.attach(trainer, data)
     trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: sampler.set_epoch(engine.state.epoch))
     steps = []

@@ -34,6 +34,6 @@ def attached(model=None, data=None, settings=None, **trainer_arguments):
     data = loader() if data is None else data
     trainer = create_supervised_trainer(model, sgd(model), LOSS, **trainer_arguments)
     watch = Watch(trainer)
-    handler = EDBAHandler(model, LOSS, **(settings or {}))
+    handler = EDBAHandler(model, LOSS, preset="paper", **(settings or {}))
     handler.attach(trainer, data)
     return trainer, handler, data, watch

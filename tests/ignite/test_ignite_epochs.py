@@ -144,7 +144,7 @@ def test_a_deterministic_engine_needs_batches_of_one_size():
     model = net()
     engine = DeterministicEngine(lambda engine, batch: None)
     with pytest.raises(ValueError, match="batch_size_policy='fixed'"):
-        EDBAHandler(model, LOSS).attach(engine, loader())
+        EDBAHandler(model, LOSS, preset="paper").attach(engine, loader())
     subsets = []
 
     def step(engine, batch):
@@ -154,7 +154,7 @@ def test_a_deterministic_engine_needs_batches_of_one_size():
 
     engine = DeterministicEngine(step)
     data = loader()
-    EDBAHandler(model, LOSS, batch_size_policy="fixed").attach(engine, data)
+    EDBAHandler(model, LOSS, preset="paper", batch_size_policy="fixed").attach(engine, data)
     engine.run(data, max_epochs=3)
     assert len(subsets) == 12
     assert min(subsets) < 64

@@ -86,7 +86,7 @@ def test_accumulated_gradients_are_those_of_the_subsets():
     trainer = create_supervised_trainer(model, optimizer, LOSS, gradient_accumulation_steps=2)
     watch = Watch(trainer)
     data = loader()
-    EDBAHandler(model, LOSS).attach(trainer, data)
+    EDBAHandler(model, LOSS, preset="paper").attach(trainer, data)
     before, taken = [], []
 
     def expect(engine):
@@ -131,7 +131,7 @@ def test_autocast():
     trainer = Engine(step)
     watch = Watch(trainer)
     data = loader()
-    EDBAHandler(model, LOSS, precision=bf16).attach(trainer, data)
+    EDBAHandler(model, LOSS, preset="paper", precision=bf16).attach(trainer, data)
     trainer.run(data, max_epochs=3)
     assert set(dtypes) == {torch.bfloat16}
     assert min(map(len, watch.subsets)) < 64
@@ -145,7 +145,9 @@ def test_scoring_leaves_the_model_as_it_is():
         trainer = create_supervised_trainer(model, sgd(model), LOSS)
         data = loader()
         if handler:
-            EDBAHandler(model, LOSS, min_subset_size=64, batch_size_policy="fixed").attach(trainer, data)
+            EDBAHandler(model, LOSS, preset="paper", min_subset_size=64, batch_size_policy="fixed").attach(
+                trainer, data
+            )
         torch.manual_seed(3)
         trainer.run(data, max_epochs=2)
         return model.state_dict()
@@ -168,7 +170,7 @@ def test_arguments_of_create_supervised_trainer():
     }
     trainer = create_supervised_trainer(model, sgd(model), LOSS, **same)
     data = DataLoader(Renamed(*points().tensors), batch_size=64)
-    EDBAHandler(model, LOSS, last_layer="fc", **same).attach(trainer, data)
+    EDBAHandler(model, LOSS, preset="paper", last_layer="fc", **same).attach(trainer, data)
     trainer.run(data, max_epochs=2)
     assert trainer.state.edba["subset_size"] <= 64
     assert trainer.state.edba["samples_trained"] < trainer.state.edba["samples_scored"]
@@ -189,7 +191,7 @@ def test_images_can_be_scored_smaller():
     model = Pixels()
     data = DataLoader(TensorDataset(torch.randn(64, 1, 12, 12), torch.arange(64) % 3), batch_size=32)
     trainer = create_supervised_trainer(model, sgd(model), LOSS)
-    EDBAHandler(model, LOSS, scale_factor=0.5).attach(trainer, data)
+    EDBAHandler(model, LOSS, preset="paper", scale_factor=0.5).attach(trainer, data)
     trainer.run(data)
     assert set(shapes) == {6, 12}
 
@@ -228,11 +230,11 @@ def test_a_loader_that_cannot_be_resized_gets_selection_only():
 )
 def test_wrong_arguments_are_named(arguments, error, match):
     with pytest.raises(error, match=match):
-        EDBAHandler(net(), LOSS, **arguments)
+        EDBAHandler(net(), LOSS, preset="paper", **arguments)
 
 
 def test_wrong_attachments_are_named():
-    handler = EDBAHandler(net(), LOSS)
+    handler = EDBAHandler(net(), LOSS, preset="paper")
     with pytest.raises(TypeError, match=r"trainer is a Linear: it must be an ignite\.engine\.Engine"):
         handler.attach(nn.Linear(2, 2), loader())
     trainer, handler, _, _ = attached()
@@ -250,7 +252,7 @@ def test_a_loss_that_is_a_sum_is_refused():
     model, loss = net(), nn.CrossEntropyLoss(reduction="sum")
     trainer = create_supervised_trainer(model, sgd(model), loss)
     data = loader()
-    EDBAHandler(model, loss).attach(trainer, data)
+    EDBAHandler(model, loss, preset="paper").attach(trainer, data)
     with pytest.raises(ValueError, match="the loss is not a mean over the samples"):
         trainer.run(data)
 

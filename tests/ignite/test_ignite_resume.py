@@ -29,7 +29,7 @@ class Run:
         self.trainer = create_supervised_trainer(self.model, self.optimizer, LOSS)
         self.data = loader(size, batch_size, num_workers=workers)
         self.watch = Watch(self.trainer)
-        self.edba = EDBAHandler(self.model, LOSS, self.optimizer, **settings)
+        self.edba = EDBAHandler(self.model, LOSS, self.optimizer, preset="paper", **settings)
         self.edba.attach(self.trainer, self.data)
         self.parts = {
             "model": self.model,

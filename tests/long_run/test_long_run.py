@@ -80,7 +80,7 @@ def build(callbacks, loggers, workers, duration):
         model=model,
         train_dataloader=loader,
         max_duration=duration,
-        algorithms=[EDBA(num_candidates=16, max_batch_size=64, min_subset_size=8)],
+        algorithms=[EDBA.paper(num_candidates=16, max_batch_size=64, min_subset_size=8)],
         optimizers=torch.optim.SGD(model.parameters(), lr=0.01),
         callbacks=callbacks,
         loggers=loggers,

@@ -29,7 +29,7 @@ def train(subsets, model, optimizer, epochs=1, stop=None):
 
 def test_a_loop_trains_on_chosen_subsets():
     model, data = net(), loader()
-    subsets = SubsetLoader(data, model, LOSS)
+    subsets = SubsetLoader(data, model, LOSS, preset="paper")
     steps = train(subsets, model, sgd(model), epochs=4)
     assert len(steps[0]) == 64
     assert 10 <= min(map(len, steps)) < 64
@@ -45,7 +45,7 @@ def test_every_pass_sees_each_sample_once(monkeypatch, workers):
     prescribe_sizes(monkeypatch, [64, 20, 11, 128])
     model = net()
     # No pool is larger than the smallest subset, so all of each is yielded.
-    subsets = SubsetLoader(loader(num_workers=workers), model, LOSS, min_subset_size=200)
+    subsets = SubsetLoader(loader(num_workers=workers), model, LOSS, preset="paper", min_subset_size=200)
     sizes = set()
     for _ in range(4):
         steps = train(subsets, model, sgd(model))
@@ -61,9 +61,9 @@ def test_the_loop_is_that_of_ignite():
     first, second = net(), net()
     data = loader()
     torch.manual_seed(3)
-    train(SubsetLoader(data, first, LOSS, seed=1), first, sgd(first), epochs=6)
+    train(SubsetLoader(data, first, LOSS, preset="paper", seed=1), first, sgd(first), epochs=6)
     trainer = engine.create_supervised_trainer(second, sgd(second), LOSS)
-    EDBAHandler(second, LOSS, seed=1).attach(trainer, data)
+    EDBAHandler(second, LOSS, preset="paper", seed=1).attach(trainer, data)
     torch.manual_seed(3)
     trainer.run(data, max_epochs=6)
     for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
@@ -76,7 +76,7 @@ def test_a_loop_resumed_at_any_batch_ends_as_the_whole_one(monkeypatch, workers)
 
     def parts():
         model = net(dropout=0.0)
-        return model, sgd(model), SubsetLoader(loader(num_workers=workers), model, LOSS)
+        return model, sgd(model), SubsetLoader(loader(num_workers=workers), model, LOSS, preset="paper")
 
     model, optimizer, subsets = parts()
     torch.manual_seed(3)
@@ -106,7 +106,7 @@ def test_a_loop_resumed_at_any_batch_ends_as_the_whole_one(monkeypatch, workers)
 def test_a_loop_that_breaks_off_begins_a_new_pass(monkeypatch):
     prescribe_sizes(monkeypatch, [64, 20])
     model = net()
-    subsets = SubsetLoader(loader(), model, LOSS, min_subset_size=200)
+    subsets = SubsetLoader(loader(), model, LOSS, preset="paper", min_subset_size=200)
     assert len(train(subsets, model, sgd(model), stop=2)) == 2
     steps = train(subsets, model, sgd(model))
     assert sorted(index for step in steps for index in step) == list(range(256))
@@ -132,7 +132,7 @@ def test_split_and_forward():
     for batch in batches:
         assert batch["name"] == [str(int(index)) for index in batch["points"][:, 0]]
     with pytest.raises(ValueError, match="the batch is a dict, not a pair"):
-        next(iter(SubsetLoader(subsets._given, model, LOSS)))
+        next(iter(SubsetLoader(subsets._given, model, LOSS, preset="paper")))
 
 
 def test_the_candidates_depend_on_the_seed_alone():
@@ -140,14 +140,14 @@ def test_the_candidates_depend_on_the_seed_alone():
         model = net(dropout=0.0)
         torch.manual_seed(seed)
         data = loader(shuffle=False)
-        return train(SubsetLoader(data, model, LOSS, seed=5), model, sgd(model), epochs=2)
+        return train(SubsetLoader(data, model, LOSS, preset="paper", seed=5), model, sgd(model), epochs=2)
 
     assert run(1) == run(2)
 
 
 def test_what_a_user_expects_of_a_loader():
     model, data = net(), loader()
-    subsets = SubsetLoader(data, model, LOSS)
+    subsets = SubsetLoader(data, model, LOSS, preset="paper")
     assert (len(subsets), subsets.batch_size) == (4, 64)
     assert subsets.dataset is data.dataset
     assert subsets.sampler is data.sampler
@@ -162,11 +162,11 @@ def test_loaders_that_cannot_be_resized_or_are_empty():
 
     own = Own(RandomSampler(range(256)), 64, False)
     with pytest.warns(UserWarning, match="cannot resize the batches of this loader, a DataLoader"):
-        subsets = SubsetLoader(DataLoader(points(), batch_sampler=own), model, LOSS)
+        subsets = SubsetLoader(DataLoader(points(), batch_sampler=own), model, LOSS, preset="paper")
     steps = train(subsets, model, sgd(model), epochs=3)
     assert subsets.batch_size is None
     assert min(map(len, steps)) < 64
     with pytest.raises(ValueError, match="the loader is empty"):
-        SubsetLoader(loader(size=10, drop_last=True), model, LOSS)
+        SubsetLoader(loader(size=10, drop_last=True), model, LOSS, preset="paper")
     with pytest.raises(TypeError, match="unknown setting 'start'"):
-        SubsetLoader(loader(), model, LOSS, start=0.5)
+        SubsetLoader(loader(), model, LOSS, preset="paper", start=0.5)

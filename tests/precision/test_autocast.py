@@ -68,7 +68,7 @@ def test_composer_takes_no_half_precision_on_a_cpu(precision):
 def test_it_trains_under_bf16_autocast(loss_too):
     model, watch = UnderAutocast(network(), num_classes=CLASSES), Watch()
     model.loss_too = loss_too
-    run = trainer([EDBA()], model=model, callbacks=[watch], max_duration="15ep")
+    run = trainer([EDBA.paper()], model=model, callbacks=[watch], max_duration="15ep")
     run.fit()
     assert model.output_type == torch.bfloat16
     assert 10 <= min(watch.subsets) < 64
@@ -135,7 +135,7 @@ def test_batches_of_bf16_trained_in_bf16_weights():
     data.x = data.x.bfloat16()
     loader = torch.utils.data.DataLoader(data, batch_size=64, shuffle=True)
     watch = Watch()
-    run = trainer([EDBA()], model=model, loader=loader, callbacks=[watch], max_duration="4ep")
+    run = trainer([EDBA.paper()], model=model, loader=loader, callbacks=[watch], max_duration="4ep")
     run.fit()
     assert min(watch.subsets) < 64
     assert all(map(math.isfinite, logged(run, "edba/gradient_metric")))

@@ -36,7 +36,7 @@ def test_channels_last_is_kept(limit):
     # EDBA takes the batch as the loader's device transforms leave it.
     spec = DataSpec(DataLoader(data, batch_size=32, shuffle=True), batch_transforms=to_channels_last)
     run = trainer(
-        [EDBA(), ChannelsLast()],
+        [EDBA.paper(), ChannelsLast()],
         model=model,
         loader=spec,
         max_duration="3ep",

@@ -60,7 +60,7 @@ class GraphsEachStep(Watch):
 @pytest.mark.parametrize("limit", [None, 24])
 def test_no_graph_is_added_by_scoring_or_by_new_sizes(monkeypatch, limit):
     monkeypatch.setattr("composer_edba.algorithm.make_policy", lambda *args, **kwargs: Sizes(SIZES))
-    backend, edba = Counting(), EDBA(min_subset_size=8)
+    backend, edba = Counting(), EDBA.paper(min_subset_size=8)
     watch, compiled = GraphsEachStep(backend), graphs_around_scoring(edba, backend)
     run = trainer(
         [edba],
@@ -82,7 +82,7 @@ def test_no_graph_is_added_by_scoring_or_by_new_sizes(monkeypatch, limit):
 
 
 def test_a_network_that_the_user_compiled_is_scored_without_a_graph_too():
-    backend, edba = Counting(), EDBA()
+    backend, edba = Counting(), EDBA.paper()
     model = classifier()
     model.module = torch.compile(model.module, backend=backend)
     watch, compiled = GraphsEachStep(backend), graphs_around_scoring(edba, backend)
@@ -98,7 +98,7 @@ def test_compiled_and_uncompiled_runs_choose_and_train_alike():
 
     def final(**kwargs):
         watch = Watch()
-        run = trainer([EDBA()], callbacks=[watch], max_duration="6ep", **kwargs)
+        run = trainer([EDBA.paper()], callbacks=[watch], max_duration="6ep", **kwargs)
         run.fit()
         return watch.subsets, run.state.model.state_dict()
 
@@ -116,7 +116,7 @@ def test_compiled_and_uncompiled_runs_choose_and_train_alike():
 def test_with_autograd_compiled_too():
     """Composer's way with the graphs of forward and backward, without the C++ compiler."""
     watch = Watch()
-    run = trainer([EDBA()], callbacks=[watch], max_duration="4ep", compile_config={"backend": "aot_eager"})
+    run = trainer([EDBA.paper()], callbacks=[watch], max_duration="4ep", compile_config={"backend": "aot_eager"})
     run.fit()
     assert counters["stats"]["unique_graphs"] <= 2
     assert min(watch.subsets) < 64
@@ -126,7 +126,7 @@ def test_with_autograd_compiled_too():
 def test_with_composers_own_default():
     """compile_config={}: the inductor backend, which needs a C++ compiler."""
     watch = Watch()
-    run = trainer([EDBA()], callbacks=[watch], max_duration="4ep", compile_config={})
+    run = trainer([EDBA.paper()], callbacks=[watch], max_duration="4ep", compile_config={})
     run.fit()
     assert counters["stats"]["unique_graphs"] <= 2
     assert min(watch.subsets) < 64

@@ -100,7 +100,7 @@ class Pools:
 @pytest.mark.parametrize("name", TASKS)
 def test_it_trains_on_the_subset_whose_gradient_was_measured(name):
     task, model, loader = made(name)
-    edba, logger = EDBA(), InMemoryLogger()
+    edba, logger = EDBA.paper(), InMemoryLogger()
     pools = Pools(edba, task, model)
     trainer = Trainer(
         model=model,

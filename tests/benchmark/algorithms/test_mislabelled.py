@@ -38,7 +38,7 @@ class Recount(Callback):
 
 @pytest.mark.parametrize("mislabelled_first", [True, False])
 def test_counts_what_is_kept(mislabelled_first):
-    edba, share = EDBA(num_candidates=16, min_subset_size=4, interrupt=3), MislabelledShare(parts=4)
+    edba, share = EDBA.paper(num_candidates=16, min_subset_size=4, interrupt=3), MislabelledShare(parts=4)
     loader = noisy_loader()
     recount = Recount(edba, loader.dataset)
     algorithms = [share, edba] if mislabelled_first else [edba, share]
@@ -60,7 +60,7 @@ def test_counts_what_is_kept(mislabelled_first):
 
 def test_random_control_does_not_prefer_either():
     share = MislabelledShare(parts=1)
-    edba = EDBA(criterion="random", num_candidates=16, min_subset_size=4, batch_size_policy="fixed")
+    edba = EDBA.paper(criterion="random", num_candidates=16, min_subset_size=4, batch_size_policy="fixed")
     trainer([edba, share], loader=noisy_loader(), max_duration="60ep").fit()
     _, low, high = leave_out_ratio(share.counts, confidence=0.9999)
     assert low < 1 < high
@@ -70,7 +70,7 @@ def test_random_control_does_not_prefer_either():
 def test_resumes(tmp_path):
     def run(**kwargs):
         share = MislabelledShare(parts=2)
-        algorithms = [EDBA(num_candidates=16, min_subset_size=4), share]
+        algorithms = [EDBA.paper(num_candidates=16, min_subset_size=4), share]
         model = classifier(dropout=0.0)
         trainer(algorithms, model=model, loader=noisy_loader(), max_duration="4ep", **kwargs).fit()
         return share.counts
@@ -136,4 +136,4 @@ def test_refusals():
     with pytest.raises(ValueError, match="needs EDBA beside it"):
         trainer([MislabelledShare()], loader=noisy_loader()).fit()
     with pytest.raises(ValueError, match="has no attribute mislabelled"):
-        trainer([EDBA(), MislabelledShare()]).fit()
+        trainer([EDBA.paper(), MislabelledShare()]).fit()

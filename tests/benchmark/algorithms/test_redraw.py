@@ -23,7 +23,7 @@ class Pools(Callback):
 
 def fit(monkeypatch, sizes, redraw, *, edba_first=True, max_duration="6ep", **kwargs):
     monkeypatch.setattr("composer_edba.algorithm.make_policy", lambda *args, **kwargs: Sizes(sizes))
-    edba = EDBA(num_candidates=8, min_subset_size=4, min_batch_size=4)
+    edba = EDBA.paper(num_candidates=8, min_subset_size=4, min_batch_size=4)
     pools, watch = Pools(edba, redraw), Watch()
     run = trainer(
         [edba, redraw] if edba_first else [redraw, edba],
