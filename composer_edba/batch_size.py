@@ -17,9 +17,9 @@ window of evidence, and is either larger than the noise that is left in it or fo
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any, Literal, Protocol
 
 __all__ = [
@@ -145,15 +145,17 @@ class LossPolicy:
         self._highest_rate = max(self._highest_rate, rate or 0.0)
         if len(self._losses) < (self._losses.maxlen or 0):
             return self.size
-        loss = fmean(self._losses)
+        loss = sum(self._losses) / len(self._losses)
+        if not 0 < loss < math.inf:
+            return self.size
         if self._first_loss is None:
             self._first_loss = loss
-        if not (loss > 0 and self._first_loss > 0):  # nor NaN
-            return self.size
-        damping = (self._first_loss / loss) ** self.exponent
+        # By logarithms, which do not overflow.
+        growth = self.exponent * (math.log(self._first_loss) - math.log(loss))
+        damping = math.exp(min(growth, math.log(self.largest_growth)))
         if rate is not None and self._highest_rate > 0:
-            damping = min(damping, self.largest_growth) * rate / self._highest_rate
-        wanted = self._within_bounds(round(self._first_size * min(max(damping, 1.0), self.largest_growth)))
+            damping *= rate / self._highest_rate
+        wanted = self._within_bounds(round(self._first_size * max(damping, 1.0)))
         ratio = wanted / self.size
         if wanted == self._first_size or not 1 / self.tolerance <= ratio <= self.tolerance:
             self.size = wanted

@@ -7,12 +7,14 @@ import torch
 from composer import Algorithm, DataSpec, Event
 from composer.algorithms import EMA, CutOut, LabelSmoothing, MixUp
 from composer.models import ComposerClassifier, ComposerModel
+from composer.optim import LinearScheduler
 from small_runs import CLASSES, FEATURES, Points, Watch, classifier, logged, points_loader, trainer
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from composer_edba import EDBA
 from composer_edba.algorithm import EDBA as AlgorithmClass
+from composer_edba.presets import DEFAULTS, PAPER
 from composer_edba.scoring import Scorer
 
 NAMES = [
@@ -159,6 +161,41 @@ def test_start_end_and_interrupt_leave_plain_steps_alone():
     scored = logged(run, "edba/samples_scored")
     assert [b - a for a, b in zip([0, *scored], scored, strict=False)] == [64, 0] * 4
     assert watch.subsets[1::2] == [64] * 4
+
+
+def test_by_default_one_batch_in_ten_is_scored():
+    watch = Watch()
+    run = trainer([EDBA(batch_size_policy="fixed")], callbacks=[watch], max_duration="8ep")
+    run.fit()
+    scored = logged(run, "edba/samples_scored")
+    assert len(scored) == 32
+    assert [step for step, (a, b) in enumerate(zip([0, *scored], scored, strict=False)) if b > a] == [0, 10, 20, 30]
+    assert [step for step, size in enumerate(watch.subsets) if size < 64] == [10, 20, 30]
+    assert min(watch.subsets) >= 32
+    assert len(logged(run, "edba/margin")) == 4
+
+
+def test_the_loss_policy_goes_by_the_trainers_learning_rate():
+    def largest_batch(alpha_f):
+        watch = Watch()
+        schedule = LinearScheduler(alpha_i=1.0, alpha_f=alpha_f)
+        run = trainer([EDBA(interval=1)], callbacks=[watch], max_duration="25ep", schedulers=schedule)
+        run.fit()
+        return max(watch.pools), watch.pools[-2]
+
+    grown, _ = largest_batch(1.0)
+    assert grown > 1.5 * 64
+    decayed, decayed_last = largest_batch(0.0)
+    assert decayed < grown
+    assert decayed_last == 64
+
+
+def test_the_papers_settings_stay_whatever_the_defaults_become():
+    assert {name: EDBA.paper()._arguments[name] for name in PAPER} == PAPER
+    assert EDBA.paper(interval=3)._arguments["interval"] == 3
+    defaults = EDBA()._arguments
+    assert {name: defaults[name] for name in DEFAULTS} == DEFAULTS
+    assert PAPER.keys() == DEFAULTS.keys()
 
 
 def test_scale_factor_scores_smaller_images_and_trains_on_whole_ones():
@@ -416,9 +453,10 @@ def test_iterable_data_sets_are_resized_in_place(sized):
         ({"start": 0.5, "end": 0.5}, r"start is 0.5 and end is 0.5"),
         ({"interrupt": 1}, r"interrupt is 1: every batch would be a plain step"),
         ({"interrupt": -1}, r"interrupt is -1"),
+        ({"interval": 0}, r"interval is 0: it must be at least 1"),
         (
             {"batch_size_policy": "margins"},
-            r"batch_size_policy is 'margins': it must be one of 'margin', 'noise_scale'",
+            r"batch_size_policy is 'margins': it must be one of 'loss', 'margin', 'noise_scale'",
         ),
         ({"criterion": "loss"}, r"criterion is 'loss'"),
         ({"scoring": "magic"}, r"scoring is 'magic': it must be one of 'forward'"),

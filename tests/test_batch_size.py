@@ -2,17 +2,27 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from composer_edba.batch_size import FixedPolicy, MarginPolicy, NoiseScalePolicy, Observation, make_policy
+from composer_edba.batch_size import FixedPolicy, LossPolicy, MarginPolicy, NoiseScalePolicy, Observation, make_policy
 
 
-def seen(wanted=1.0, reach=(0.5, 2.0), margin=0.5, pool_size=100, mean_square=10.0, pool_square=0.2):
-    return Observation(pool_size, margin, wanted, reach, mean_square, pool_square)
+def seen(
+    wanted=1.0,
+    reach=(0.5, 2.0),
+    margin=0.5,
+    pool_size=100,
+    mean_square=10.0,
+    pool_square=0.2,
+    loss=math.nan,
+    rate=None,
+):
+    return Observation(pool_size, margin, wanted, reach, mean_square, pool_square, loss, rate)
 
 
 BELOW, INSIDE, ABOVE = seen(wanted=0.1), seen(wanted=1.0), seen(wanted=3.0)
@@ -101,18 +111,23 @@ def test_a_change_needs_a_full_window_and_is_followed_by_a_cooldown(policy):
             mean_square=st.floats(0, 1e6),
             pool_square=st.floats(0, 1e6),
             pool_size=st.integers(1, 1000),
+            loss=st.floats(allow_nan=True),
+            rate=st.none() | st.floats(0, 1e300),
         ),
         max_size=30,
     ),
-    st.sampled_from(["margin", "noise_scale"]),
+    st.sampled_from(["loss", "margin", "noise_scale"]),
     st.integers(1, 500),
     st.integers(1, 40),
     st.integers(0, 400),
 )
 def test_sizes_stay_within_bounds_whatever_is_seen(observations, policy, size, minimum, span):
     rule = make_policy(policy, size, minimum, minimum + span)
-    rule._window = type(rule._window)(maxlen=2)
-    rule.cooldown = 0
+    if policy == "loss":
+        rule._losses = type(rule._losses)(maxlen=2)
+    else:
+        rule._window = type(rule._window)(maxlen=2)
+        rule.cooldown = 0
     for observation in observations * 3:
         assert minimum <= rule.update(observation) <= minimum + span
         assert isinstance(rule.size, int)
@@ -153,16 +168,76 @@ def test_noise_scale_policy_stays_where_all_gradients_vanish():
     assert set(sizes(policy, [seen(mean_square=0.0, pool_square=0.0)] * 300)) == {50}
 
 
+def losses_seen(losses, rates=None):
+    rates = [None] * len(losses) if rates is None else rates
+    return [replace(INSIDE, model_metric=m, learning_rate=r) for m, r in zip(losses, rates, strict=True)]
+
+
+def test_loss_policy_grows_with_the_inverse_square_of_the_loss():
+    policy = LossPolicy(50, 10, 1000)
+    sizes(policy, losses_seen([2.0] * 10))
+    assert policy.size == 50
+    sizes(policy, losses_seen([1.0] * 10))
+    assert policy.size == pytest.approx(200, rel=0.25)  # the tolerance
+    sizes(policy, losses_seen([0.1] * 100))
+    assert 400 <= policy.size <= 500  # ten times the first size
+
+
+def test_loss_policy_shrinks_when_the_loss_rises_and_never_below_its_first_size():
+    policy = LossPolicy(50, 10, 1000)
+    path = sizes(policy, losses_seen([2.0] * 10 + [0.5] * 20 + [1.0] * 20 + [9.0] * 20))
+    assert max(path) > 400
+    assert path[49] == pytest.approx(200, rel=0.25)
+    assert path[-1] == 50
+
+
+def test_loss_policy_leaves_to_a_decaying_learning_rate_what_it_does_itself():
+    losses = [2.0] * 10 + [1.0] * 100
+    constant, halved, to_zero = (LossPolicy(100, 10, 1000) for _ in range(3))
+    sizes(constant, losses_seen(losses, [0.1] * 110))
+    sizes(halved, losses_seen(losses, [0.1] * 10 + [0.05] * 100))
+    sizes(to_zero, losses_seen(losses, np.linspace(0.1, 0.0, 110).tolist()))
+    assert constant.size == pytest.approx(400, rel=0.25)
+    assert halved.size == pytest.approx(200, rel=0.25)
+    assert to_zero.size == 100
+
+
+def test_a_warmup_is_no_decay():
+    policy = LossPolicy(100, 10, 1000)
+    sizes(policy, losses_seen([2.0] * 10 + [1.0] * 40, np.linspace(0.001, 0.1, 50).tolist()))
+    assert policy.size == pytest.approx(400, rel=0.25)
+
+
+@pytest.mark.parametrize("loss", [0.0, -3.0, math.nan, math.inf])
+def test_loss_policy_stays_where_the_loss_says_nothing(loss):
+    assert set(sizes(LossPolicy(100, 10, 1000), losses_seen([loss] * 50))) == {100}
+
+
+def test_loss_policy_does_not_flap_on_noise():
+    rng = np.random.default_rng(0)
+    path = sizes(LossPolicy(100, 10, 1000), losses_seen((1.0 + 0.1 * rng.standard_normal(5000)).tolist()))
+    assert (np.diff(path) != 0).sum() < 5000 / 100
+
+
+def test_the_first_observation_counts_for_the_loss_alone():
+    first = replace(BELOW, first=True, model_metric=2.0, mean_square_norm=1e6, pool_square_norm=1e4)
+    assert LossPolicy(100, 10, 1000, window=1).update(first) == 100
+    for rule in (MarginPolicy(100, 10, 1000, window=1), NoiseScalePolicy(100, 10, 1000, window=1)):
+        assert rule.update(first) == 100
+        assert rule.update(replace(first, first=False)) != 100
+
+
 def test_fixed_policy_keeps_its_size():
     assert set(sizes(FixedPolicy(77), [BELOW, ABOVE] * 100)) == {77}
 
 
-@pytest.mark.parametrize("name", ["margin", "noise_scale", "fixed"])
+@pytest.mark.parametrize("name", ["loss", "margin", "noise_scale", "fixed"])
 @pytest.mark.parametrize("cut", [3, 20, 25, 61])
 def test_a_policy_goes_on_from_its_state_as_if_nothing_had_happened(name, cut):
     rng = np.random.default_rng(1)
     observations = [
-        seen(wanted=w, mean_square=1 + 100 * w, pool_square=w) for w in rng.choice([0.1, 0.1, 1.0, 3.0], size=300)
+        seen(wanted=w, mean_square=1 + 100 * w, pool_square=w, loss=w, rate=0.1 / w)
+        for w in rng.choice([0.1, 0.1, 1.0, 3.0], size=300)
     ]
     whole = sizes(make_policy(name, 100, 10, 1000), observations)
     first = make_policy(name, 100, 10, 1000)

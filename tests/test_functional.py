@@ -276,6 +276,46 @@ def test_the_random_control_keeps_the_sizes_and_draws_the_members():
     assert overlap < 5
 
 
+@given(
+    model_metric=st.floats(0.1, 4),
+    gradient_average=st.floats(0.05, 3),
+    seed=st.integers(0, 1000),
+    law=st.sampled_from(["uniform", "upper_half", 0.5]),
+)
+def test_the_difference_is_the_distance_to_the_wanted_metric(model_metric, gradient_average, seed, law):
+    _, _, products = pool()
+    averages = Averages(2.0, gradient_average)
+    margin, difference = (
+        select_subset(
+            products,
+            model_metric,
+            averages,
+            num_candidates=64,
+            generator=torch.Generator().manual_seed(seed),
+            criterion=criterion,
+            subset_size_law=law,
+        )
+        for criterion in ("margin", "difference")
+    )
+    # The same candidates, so no other one lies nearer; and equation 1 is this distance over |G - Ḡ|.
+    distance = abs(difference.gradient_metric - difference.wanted)
+    assert distance <= abs(margin.gradient_metric - margin.wanted) * (1 + 1e-5) + 1e-6
+    low, high = difference.reach
+    assert distance <= max(0.0, low - difference.wanted, difference.wanted - high) + (high - low)
+    if not low <= difference.wanted <= high:
+        nearest = low if difference.wanted < low else high
+        assert difference.gradient_metric == pytest.approx(nearest, rel=1e-5)
+    run = abs(difference.gradient_metric - gradient_average)
+    if run > 1e-3:
+        assert difference.margin == pytest.approx(distance / run, rel=1e-2, abs=1e-3)
+
+
+def test_the_whole_pool_as_share_is_the_only_candidate():
+    _, _, products = pool(41)
+    selection = select_subset(products, 1.9, Averages(2.0, 0.9), subset_size_law=1.0, group_sizes=[20, 12, 9])
+    assert selection.indices.tolist() == list(range(41))
+
+
 def test_groups_give_equally_many_samples_each_even_if_uneven():
     _, _, products = pool(41)
     sizes = [20, 12, 9]

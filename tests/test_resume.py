@@ -31,7 +31,7 @@ def run(folder, *, workers, duration, policy, load=None, save=None, algorithms=N
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("policy", ["scheduled", "margin", "noise_scale", "fixed"])
+@pytest.mark.parametrize("policy", ["scheduled", "loss", "margin", "noise_scale", "fixed"])
 def test_resumed_in_mid_epoch_it_ends_bitwise_equal(tmp_path, monkeypatch, workers, policy):
     if policy == "scheduled":
         monkeypatch.setattr("composer_edba.algorithm.make_policy", lambda *args, **kwargs: Sizes(WILD))

@@ -66,7 +66,14 @@ def expected_right(arguments):
 
     if not all(number(arguments[name]) for name in ("ema_decay", "scale_factor", "start", "end")):
         return False
-    counts = {"num_candidates": 1, "min_subset_size": 1, "min_batch_size": 1, "max_batch_size": 1, "interrupt": 0, "interval": 1}
+    counts = {
+        "num_candidates": 1,
+        "min_subset_size": 1,
+        "min_batch_size": 1,
+        "max_batch_size": 1,
+        "interrupt": 0,
+        "interval": 1,
+    }
     if not all(whole(name, least) for name, least in counts.items()):
         return False
     law = arguments["subset_size_law"]
