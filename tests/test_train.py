@@ -55,7 +55,7 @@ def test_a_baseline_run_trains_and_counts_its_samples(tmp_path, capsys):
 
 
 def test_an_edba_run_trains_on_subsets_and_reports_them(tmp_path, capsys):
-    trainer = main(short_run("edba", tmp_path))
+    trainer = main(short_run("edba", tmp_path, "algorithms.edba.preset=paper"))
     results = summary_of(tmp_path)["results"]
     assert results["samples_drawn"] == 600
     assert results["samples_trained"] == sum(logged(trainer, "edba/subset_size")) < 600

@@ -36,6 +36,9 @@ _STYLES: dict[str, tuple[str, str]] = {
     "edba_noise_scale": ("#16a3a3", "--"),
     "edba_fixed": ("#7a4fa3", "--"),
     "edba_random": ("#e07b1a", "-"),
+    "edba_whole": ("#e07b1a", ":"),
+    "edba_paper": ("#4527a0", "-"),
+    "edba_paper_random": ("#4527a0", "--"),
     "growth": ("#2a8f62", "-"),
     "selective_backprop": ("#c23b3b", "-"),
     "infobatch": ("#8c6239", "-"),
@@ -47,7 +50,7 @@ _STYLES: dict[str, tuple[str, str]] = {
     "redraw_on_resize": ("#c23b3b", "-"),
     "redraw_every_epoch": ("#8c6239", "--"),
 }
-_OTHERS = ("#5f6b76", "#4527a0", "#ad1457", "#558b2f", "#00838f")
+_OTHERS = ("#5f6b76", "#ad1457", "#558b2f", "#00838f")
 _BANDS = 6  # more bands than that hide each other
 
 

@@ -43,11 +43,14 @@ Runs = Mapping[str, Sequence[Run]]
 _CONTRASTS = (
     ("edba", "plain"),
     ("edba", "edba_random"),
+    ("edba", "edba_whole"),
+    ("edba_paper", "plain"),
+    ("edba_paper", "edba_paper_random"),
     ("dba", "plain"),
     ("dba", "dba_random"),
     ("recipe_edba", "recipe"),
 )
-_REFERENCES = ("plain", "edba_random")
+_REFERENCES = ("plain", "edba_random", "edba_paper_random")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -222,7 +222,7 @@ def test_a_loader_that_cannot_be_resized_gets_selection_only():
     [
         ({"num_candidates": 0}, ValueError, "num_candidates is 0: it must be at least 1"),
         ({"start": 0.5, "end": 0.4}, ValueError, r"start is 0.5 and end is 0.4"),
-        ({"candidates": 3}, TypeError, "unknown setting 'candidates': the settings are num_candidates"),
+        ({"candidates": 3}, TypeError, "unknown setting 'candidates': the settings are preset, num_candidates"),
         ({"seed": -1}, ValueError, "seed is -1: it must be an integer from 0"),
         ({"last_layer": "head"}, ValueError, r"last_layer is 'head'.*Linear maps in the model: body.0, fc"),
         ({"optimizer": sgd(nn.Linear(2, 2))}, ValueError, "optimizer holds none of the model's parameters"),

@@ -42,7 +42,7 @@ def test_a_loop_trains_on_chosen_subsets():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_pass_sees_each_sample_once(monkeypatch, workers):
-    prescribe_sizes(monkeypatch, [64, 20, 11, 128])
+    prescribe_sizes(monkeypatch, [64, 20, 11, 128, 40])
     model = net()
     # No pool is larger than the smallest subset, so all of each is yielded.
     subsets = SubsetLoader(loader(num_workers=workers), model, LOSS, preset="paper", min_subset_size=200)
