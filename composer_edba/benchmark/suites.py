@@ -266,8 +266,8 @@ _SPEED = Suite(
     },
 )
 
-# The duration is in updates, equal for all arms. Batches begin at the paper's least size, so that they can grow within a
-# hundred samples, and follow the loss: of our rules the one that resizes often (41 times in 800 updates of seed 1000
+# The duration is in updates, equal for all arms. Batches begin at the paper's least size, so that they can grow within
+# a hundred samples, and follow the loss: of our rules the one that resizes often (41 times in 800 updates of seed 1000
 # with redrawn subsets; the margin's twice in 2,000, from a batch of 50).
 _SMALL_DATA_RUN = {
     **_COMMON,
