@@ -140,7 +140,8 @@ class PoolSelection:
         settings: see :class:`Settings`.
 
     Attributes:
-        figures: what is known of the last step, by name: ``batch_size``, ``subset_size``, ``margin`` and so on.
+        figures: what is known of the last step, by name: ``batch_size``, ``subset_size``, ``margin`` and so on; the
+            margin, metrics and averages are missing if it was not scored.
         sampler: the batch sampler of the loader in use; None if the loader cannot be resized.
         taken: batches of the present pass that were shown so far.
         seen: samples in them.
@@ -393,13 +394,7 @@ class PoolSelection:
         if self._distinct is not None:
             self.figures["distinct_samples"] = len(self._distinct)
         if selection is not None:
-            self.figures["margin"] = selection.margin
-            self.figures["model_metric"] = selection.model_metric
-            self.figures["gradient_metric"] = selection.gradient_metric
-            averages = self._selector.averages
-            if averages is not None:
-                self.figures["model_average"] = averages.model
-                self.figures["gradient_average"] = averages.gradient
+            self.figures |= self._selector.figures(selection)
 
     # ---- state
 

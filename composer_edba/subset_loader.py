@@ -84,7 +84,7 @@ class SubsetLoader:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What is known of the last step: ``batch_size``, ``subset_size``, ``margin`` and so on."""
+        """What is known of the last step: ``batch_size``, ``subset_size``; ``margin`` and metrics if it was scored."""
         return self._selection.figures
 
     @property
