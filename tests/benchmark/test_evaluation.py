@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from composer_edba import presets
 from composer_edba.benchmark.evaluation import EvaluationPoints, forward_flops
 from composer_edba.benchmark.run import configuration_hash, execute
 from composer_edba.benchmark.suites import YAMLS, planned_runs
@@ -72,7 +73,7 @@ def test_costs_of_a_plain_run_are_what_was_done():
 
 
 def test_costs_of_edba_hold_scoring_and_the_subsets():
-    record = execute(spec("edba"))
+    record = execute(spec("edba_paper"))
     last = record["evaluations"][-1]
     assert last["samples_drawn"] == last["samples_scored"] == 3000
     assert 0 < last["samples_trained"] < 3000
@@ -130,3 +131,10 @@ def test_a_run_is_the_same_when_done_again():
     names = ("validation_accuracy", "train_loss", "samples_trained", "updates")
     once, again = ([[e[name] for name in names] for e in execute(spec("edba"))["evaluations"]] for _ in range(2))
     assert once == again
+
+
+def test_defaults_of_edba_belong_to_a_configuration_and_the_papers_do_not_change(monkeypatch):
+    default, paper = configuration_hash(spec("edba")), configuration_hash(spec("edba_paper"))
+    monkeypatch.setitem(presets.DEFAULTS, "interval", 7)
+    assert configuration_hash(spec("edba")) != default
+    assert configuration_hash(spec("edba_paper")) == paper

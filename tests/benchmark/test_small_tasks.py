@@ -17,7 +17,7 @@ def tasks(output, *arguments):
 
 @pytest.fixture(scope="module")
 def wine_and_diabetes(tmp_path_factory):
-    """A line each of two tasks and three arms."""
+    """A line each of two tasks and four arms."""
     output = tmp_path_factory.mktemp("tasks") / "tasks.jsonl"
     assert tasks(output, "--tasks", "wine", "diabetes", "--seeds", "0") == 0
     return output
@@ -25,7 +25,7 @@ def wine_and_diabetes(tmp_path_factory):
 
 def test_lines(wine_and_diabetes):
     records = read_records(wine_and_diabetes)
-    assert len(records) == 6
+    assert len(records) == 8
     for record in records:
         (last,) = record["evaluations"]
         assert record["train_size"] + record["test_samples"] == {"wine": 178, "diabetes": 442}[record["cell"]]
@@ -36,7 +36,7 @@ def test_lines(wine_and_diabetes):
         assert (last["samples_trained"] == last["samples_drawn"]) is plain
         assert 0.2 < last["test_accuracy" if record["cell"] == "wine" else "test_r2"] <= 1
         assert record["versions"]["python"]
-    assert "criterion='random'" in next(r for r in records if r["arm"] == "edba_random")["algorithms"][0]
+    assert "criterion='random'" in next(r for r in records if r["arm"] == "edba_paper_random")["algorithms"][0]
 
 
 def test_finished_runs_are_not_done_again(wine_and_diabetes, capsys):
