@@ -104,11 +104,7 @@ _ON_CPU = {
 }
 _ON_GPU = {"algorithms.channels_last": {}, "trainer.device": "gpu"}
 
-_PAPER_ARMS = ("plain", "edba", "edba_random")
-_PAPER_EDBA = {
-    "edba": {"algorithms.edba": {"preset": "paper"}},
-    "edba_random": {"algorithms.edba": {"preset": "paper", "criterion": "random"}},
-}
+_PAPER_ARMS = ("plain", "edba_paper", "edba_paper_random")
 
 
 def _paper_cpu(classes: int, samples: int, epochs: int, seeds: int) -> Cell:
@@ -123,7 +119,6 @@ def _paper_cpu(classes: int, samples: int, epochs: int, seeds: int) -> Cell:
         },
         arms=_PAPER_ARMS,
         seeds=seeds,
-        arm_overrides=_PAPER_EDBA,
         test_samples=1000,
     )
 
@@ -134,7 +129,6 @@ def _paper_gpu(classes: int, samples: int | None) -> Cell:
         overrides={**_COMMON, **_ON_GPU, "data.samples": samples, "trainer.max_duration": "300ep"},
         arms=_PAPER_ARMS,
         seeds=5,
-        arm_overrides=_PAPER_EDBA,
         evaluations=30,
     )
 
@@ -159,13 +153,13 @@ _PAPER = Suite(
         },
     },
     published={
-        "cifar10_100samples": {"plain": "23.80 ± 1.09", "edba": "90.69 ± 0.17"},
-        "cifar10_1pct": {"plain": "40.52 ± 1.36", "edba": "91.51 ± 0.22"},
-        "cifar10_10pct": {"plain": "71.65 ± 0.09", "edba": "91.65 ± 0.17"},
-        "cifar10_full": {"plain": "92.01 ± 0.12", "edba": "92.20 ± 0.22"},
-        "cifar100_1pct": {"plain": "8.40 ± 0.40", "edba": "68.85 ± 0.34"},
-        "cifar100_10pct": {"plain": "29.63 ± 0.86", "edba": "69.14 ± 0.26"},
-        "cifar100_full": {"plain": "67.31 ± 0.20", "edba": "70.55 ± 0.10"},
+        "cifar10_100samples": {"plain": "23.80 ± 1.09", "edba_paper": "90.69 ± 0.17"},
+        "cifar10_1pct": {"plain": "40.52 ± 1.36", "edba_paper": "91.51 ± 0.22"},
+        "cifar10_10pct": {"plain": "71.65 ± 0.09", "edba_paper": "91.65 ± 0.17"},
+        "cifar10_full": {"plain": "92.01 ± 0.12", "edba_paper": "92.20 ± 0.22"},
+        "cifar100_1pct": {"plain": "8.40 ± 0.40", "edba_paper": "68.85 ± 0.34"},
+        "cifar100_10pct": {"plain": "29.63 ± 0.86", "edba_paper": "69.14 ± 0.26"},
+        "cifar100_full": {"plain": "67.31 ± 0.20", "edba_paper": "70.55 ± 0.10"},
     },
     published_where="Table 1 of the paper (AAAI-23; 32 pixels a side, up to 350 epochs, 5 seeds, distinct samples not "
     "stated)",
@@ -361,12 +355,12 @@ _CACHED = Suite(
                     "optimizer.lr": _SPEED_LR,
                     "trainer.max_duration": "16ep",
                 },
-                arms=("plain", "edba", "edba_cached", "edba_random"),
+                arms=("plain", "edba_paper", "edba_cached", "edba_paper_random"),
                 seeds=3,
                 arm_overrides={
-                    "edba": {"algorithms.edba": {"preset": "paper", **_FIXED}},
+                    "edba_paper": {"algorithms.edba": {"preset": "paper", **_FIXED}},
                     "edba_cached": {"algorithms.edba": {"preset": "paper", **_FIXED, "scoring": "cached"}},
-                    "edba_random": {"algorithms.edba": {"preset": "paper", **_FIXED, "criterion": "random"}},
+                    "edba_paper_random": {"algorithms.edba": {"preset": "paper", **_FIXED, "criterion": "random"}},
                 },
                 arm_extra={"edba_cached": (_AGREEMENT,)},
                 evaluations=8,

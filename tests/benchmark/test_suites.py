@@ -9,7 +9,9 @@ from composer_edba.benchmark.suites import SUITES, YAMLS, planned_runs
 def test_seeds_come_first_and_arms_take_turns():
     runs = [spec.key for spec in planned_runs("paper", "cpu", cells=["cifar10_1pct", "cifar10_10pct"])]
     assert runs[:6] == [
-        (cell, arm, 0) for cell in ("cifar10_1pct", "cifar10_10pct") for arm in ("plain", "edba", "edba_random")
+        (cell, arm, 0)
+        for cell in ("cifar10_1pct", "cifar10_10pct")
+        for arm in ("plain", "edba_paper", "edba_paper_random")
     ]
     seeds = [seed for _, _, seed in runs]
     assert seeds == sorted(seeds)
