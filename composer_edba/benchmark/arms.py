@@ -73,7 +73,7 @@ ARMS: dict[str, Arm] = {
     "plain_best_batch": Arm("plain, best fixed batch"),
     "edba": Arm("EDBA", {"algorithms.edba": {}}),
     "edba_random": Arm("EDBA, random subsets (control)", {"algorithms.edba": {"criterion": "random"}}),
-    "edba_whole": Arm("EDBA's batch size, whole batches (control)", {"algorithms.edba": {"subset_size_law": 1.0}}),
+    "edba_whole": Arm("EDBA's sizes, whole batches (control)", {"algorithms.edba": {"subset_size_law": 1.0}}),
     "edba_fixed": Arm("EDBA, fixed batch size", {"algorithms.edba": {"batch_size_policy": "fixed"}}),
     # With a rule of the batch size that sees every batch, and a subset of each.
     "edba_every": Arm("EDBA, every batch", {"algorithms.edba": {"interval": 1}}),
@@ -83,7 +83,7 @@ ARMS: dict[str, Arm] = {
     ),
     "edba_paper": Arm("EDBA, the paper's settings", {"algorithms.edba": {"preset": "paper"}}),
     "edba_paper_random": Arm(
-        "the paper's settings, random subsets (control)",
+        "paper's settings, random subsets (control)",
         {"algorithms.edba": {"preset": "paper", "criterion": "random"}},
     ),
     "adam": Arm("Adam", {"optimizer.name": "adam", "optimizer.momentum": None, "optimizer.nesterov": None}),

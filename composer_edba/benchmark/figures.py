@@ -91,7 +91,10 @@ def draw_cell(runs: Runs, target: float, path: Path) -> None:
     _draw_costs(below[1], runs, order, target)
     _draw_batch_sizes(below[2], runs)
     handles, labels = above[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(labels)), frameon=False)
+    # About 0.075 inches a letter, and the line with its gaps: more columns would be cut off at the sides.
+    fitting = int(figure.get_figwidth() / (0.6 + 0.075 * max(map(len, labels))))
+    columns = max(1, min(fitting, 5, len(labels)))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
     _save(figure, path)
 
 
