@@ -49,7 +49,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int]]] = {
 }
 ARMS = ("plain", "edba", "dba", "dba_at_once")
 TITLES = {"plain": "plain", "edba": "EDBA", "dba": "DBA, layer by layer", "dba_at_once": "DBA, all layers at once"}
-_SETTINGS = "FP32, SGD with momentum, random images that change from step to step, default settings of both methods"
+_SETTINGS = (
+    "FP32, SGD with momentum, random images that change from step to step, DBA's defaults and EDBA's choice from every "
+    "batch by the paper's settings"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

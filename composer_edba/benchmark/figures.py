@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from composer_edba.benchmark.arms import arm_title
 from composer_edba.benchmark.comparison import Run, mean_curve
@@ -38,7 +39,7 @@ _STYLES: dict[str, tuple[str, str]] = {
     "edba_random": ("#e07b1a", "-"),
     "edba_whole": ("#e07b1a", ":"),
     "edba_paper": ("#4527a0", "-"),
-    "edba_paper_random": ("#4527a0", "--"),
+    "edba_paper_random": ("#d65a9c", "--"),
     "growth": ("#2a8f62", "-"),
     "selective_backprop": ("#c23b3b", "-"),
     "infobatch": ("#8c6239", "-"),
@@ -157,6 +158,7 @@ def _draw_batch_sizes(panel: Axes, runs: Runs) -> None:
     panel.set_xlabel("updates")
     panel.set_title("batch size, each run", loc="left", fontsize=10, color="0.25")
     panel.yaxis.set_major_formatter("{x:,.0f}")
+    panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     panel.yaxis.set_minor_formatter("{x:,.0f}")
     panel.tick_params(axis="y", which="minor", labelsize=7, colors="0.5")
     _tidy(panel)
