@@ -48,6 +48,8 @@ class Sizes:
         self.sizes, self.step, self.size = list(sizes), 0, int(sizes[0])
 
     def update(self, observation):
+        if observation.first:  # as the windowed policies do
+            return self.size
         self.step += 1
         self.size = int(self.sizes[self.step % len(self.sizes)])
         return self.size
