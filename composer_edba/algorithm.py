@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -32,7 +32,7 @@ from composer_edba.ranks import gather_rows, gather_scores
 from composer_edba.running_trainer import running_trainer
 from composer_edba.scaling import scaled_images
 from composer_edba.score_cache import ScoreCache
-from composer_edba.scoring import Scorer
+from composer_edba.scoring import BatchNormStatistics, Scorer
 from composer_edba.selection import SubsetSelector, highest_learning_rate
 from composer_edba.trainer_loader import TrainerLoader
 
@@ -100,6 +100,10 @@ class EDBA(Algorithm):
             ``label``, ``targets``, ``target`` in a mapping; without it all tensors must have the same first dimension.
         subset_size_law: law of the candidates' sizes, see :mod:`composer_edba.candidates`: ``"uniform"``,
             ``"upper_half"``, ``"power_set"`` or a share of the pool. Default ``"upper_half"``.
+        policy_options: constants of ``batch_size_policy`` in place of its own, such as ``{"largest_growth": 4}``; they
+            are the keyword arguments of the policy's class in :mod:`composer_edba.batch_size`. None: none.
+        scoring_batch_norm: what batch normalisation works with in the scoring forward: ``"pool"``, the pool's own
+            statistics, as in training; or ``"running"``, its running ones, as in evaluation. Default ``"pool"``.
 
     Raises:
         ValueError: if an argument is out of its range, or bounds contradict each other; later, if it stands beside an
@@ -131,6 +135,8 @@ class EDBA(Algorithm):
         input_key: Any = None,
         target_key: Any = None,
         subset_size_law: SubsetSizeLaw = "upper_half",
+        policy_options: Mapping[str, Any] | None = None,
+        scoring_batch_norm: BatchNormStatistics = "pool",
     ):
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         check_arguments(**self._arguments)
@@ -142,7 +148,8 @@ class EDBA(Algorithm):
         self._repr = f"EDBA({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
         self.min_batch_size = min_batch_size
         self.max_batch_size = max_batch_size
-        self.batch_size_policy = batch_size_policy
+        self.batch_size_policy: PolicyName = batch_size_policy
+        self.policy_options = policy_options
         self.scoring = scoring
         self.scale_factor = scale_factor
         self.start = start
@@ -158,7 +165,7 @@ class EDBA(Algorithm):
             criterion=criterion,
             subset_size_law=subset_size_law,
         )
-        self._scorer = Scorer(last_layer)
+        self._scorer = Scorer(last_layer, scoring_batch_norm)
         self._loader = TrainerLoader()
         self._distinct: DistinctSamples | None = None
         self._last_selection: LastSelection | None = None
@@ -411,7 +418,14 @@ class EDBA(Algorithm):
                 f"{min(max(first_size, minimum), maximum)}. Give EDBA bounds that hold {first_size} to start there",
                 stacklevel=2,
             )
-        policy = make_policy(self.batch_size_policy, first_size, minimum, maximum, ranks=dist.get_world_size())
+        policy = make_policy(
+            self.batch_size_policy,
+            first_size,
+            minimum,
+            maximum,
+            ranks=dist.get_world_size(),
+            options=self.policy_options,
+        )
         if before is not None:  # a second fit goes on at the size of the first
             policy.load_state_dict(before.state_dict())
         self._selector.policy = policy

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from composer_edba.batch_size import check_policy_options
 from composer_edba.candidates import check_size_law
 
 __all__ = ["check_arguments"]
@@ -14,6 +15,7 @@ _CHOICES = {
     "batch_size_policy": ("loss", "margin", "noise_scale", "fixed"),
     "criterion": ("margin", "difference", "random"),
     "scoring": ("forward", "cached"),
+    "scoring_batch_norm": ("pool", "running"),
 }
 _COUNTS = {
     "num_candidates": 1,
@@ -49,6 +51,11 @@ def check_arguments(**arguments: Any) -> None:
             f"scale_factor is {arguments['scale_factor']} and scoring is 'cached', which has no scoring forward to "
             "make smaller: use scale_factor=1, or scoring='forward'"
         )
+    if arguments["scoring"] == "cached" and arguments["scoring_batch_norm"] != "pool":
+        raise ValueError(
+            f"scoring_batch_norm is {arguments['scoring_batch_norm']!r} and scoring is 'cached', which has no scoring "
+            "forward: leave scoring_batch_norm out, or use scoring='forward'"
+        )
     start, end = arguments["start"], arguments["end"]
     if not 0 <= start < end <= 1:
         raise ValueError(f"start is {start} and end is {end}: they must satisfy 0 <= start < end <= 1")
@@ -66,3 +73,4 @@ def check_arguments(**arguments: Any) -> None:
     if layer is not None and not isinstance(layer, (str, nn.Module)):
         raise TypeError(f"last_layer is {layer!r}: it must be a module of the model, its name, or None")
     check_size_law(arguments["subset_size_law"])
+    check_policy_options(arguments["batch_size_policy"], arguments["policy_options"])

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -30,6 +31,7 @@ __all__ = [
     "NoiseScalePolicy",
     "Observation",
     "PolicyName",
+    "check_policy_options",
     "make_policy",
 ]
 
@@ -357,12 +359,96 @@ class NoiseScalePolicy(_WindowedPolicy):
         return round(self.size * min(max(ratio, 1 / self.factor), self.factor))
 
 
-def make_policy(name: PolicyName, size: int, minimum: int, maximum: int, ranks: int = 1) -> BatchSizePolicy:
-    """The policy ``name`` with its default constants."""
+def make_policy(
+    name: PolicyName,
+    size: int,
+    minimum: int,
+    maximum: int,
+    ranks: int = 1,
+    options: Mapping[str, Any] | None = None,
+) -> BatchSizePolicy:
+    """The policy ``name``.
+
+    Args:
+        name: of the policy.
+        size: first size.
+        minimum: smallest size.
+        maximum: largest size.
+        ranks: number of ranks that share a pool.
+        options: its constants that are not to be the default ones, see :func:`check_policy_options`.
+    """
+    constants = dict(options or {})
     if name == "loss":
-        return LossPolicy(size, minimum, maximum)
+        return LossPolicy(size, minimum, maximum, **constants)
     if name == "margin":
-        return MarginPolicy(size, minimum, maximum)
+        return MarginPolicy(size, minimum, maximum, **constants)
     if name == "noise_scale":
-        return NoiseScalePolicy(size, minimum, maximum, ranks=ranks)
+        return NoiseScalePolicy(size, minimum, maximum, ranks=ranks, **constants)
     return FixedPolicy(size)
+
+
+_Right = tuple[Callable[[Any], bool], str]
+
+
+def _whole(least: int) -> _Right:
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least, f"an integer >= {least}"
+
+
+def _number(is_right: Callable[[float], bool], wanted: str) -> _Right:
+    def check(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and is_right(value)
+
+    return check, f"a number {wanted}"
+
+
+_ABOVE_ONE = _number(lambda v: 1 < v < math.inf, "above 1")
+_OPTIONS: Mapping[str, Mapping[str, _Right]] = {
+    "loss": {
+        "window": _whole(1),
+        "exponent": _number(lambda v: 0 < v < math.inf, "above 0"),
+        "largest_growth": _number(lambda v: 1 <= v < math.inf, "of at least 1"),
+        "tolerance": _ABOVE_ONE,
+    },
+    "margin": {
+        "window": _whole(1),
+        "cooldown": _whole(0),
+        "threshold": _number(lambda v: 0 < v < 1, "between 0 and 1"),
+        "hysteresis": _number(lambda v: 0 <= v < math.inf, "of at least 0"),
+        "factor": _ABOVE_ONE,
+    },
+    "noise_scale": {
+        "window": _whole(1),
+        "cooldown": _whole(0),
+        "tolerance": _ABOVE_ONE,
+        "factor": _ABOVE_ONE,
+    },
+    "fixed": {},
+}
+
+
+def check_policy_options(name: PolicyName, options: Mapping[str, Any] | None) -> None:
+    """Check the constants of the policy ``name``: the keyword arguments of its class, but for ``ranks``.
+
+    Raises:
+        TypeError: if ``options`` is no mapping.
+        ValueError: if the policy has no such constant, or one is out of its range.
+    """
+    if options is None:
+        return
+    if not isinstance(options, Mapping):
+        raise TypeError(f"policy_options is {options!r}: it must be a mapping of the policy's constants, or None")
+    known = _OPTIONS[name]
+    for option, value in options.items():
+        if option not in known:
+            has = f"its constants are {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"policy_options is {options!r}: batch_size_policy {name!r} has no {option!r}; {has}")
+        is_right, wanted = known[option]
+        if not is_right(value):
+            raise ValueError(f"policy_options is {options!r}: {option} must be {wanted}")
+    if name == "noise_scale":
+        default = NoiseScalePolicy(1, 1, 1)
+        factor, tolerance = options.get("factor", default.factor), options.get("tolerance", default.tolerance)
+        if factor < tolerance:  # it would stop short of the band for good
+            raise ValueError(
+                f"policy_options is {options!r}: factor ({factor}) must be at least tolerance ({tolerance})"
+            )

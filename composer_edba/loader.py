@@ -24,6 +24,11 @@ class ResizableBatchSampler(Sampler[list[int]]):
     batches ahead of the one in use. A last batch of one sample, which batch normalisation cannot train on, is joined
     to the one before it, unless the batches are of one sample anyway.
 
+    In a pass whose batches have not all had the first size, the last two share what is left equally, so that neither
+    is smaller than half the size. Otherwise what sizes that come and go leave over could be a handful of samples, and a
+    step on that few, at a learning rate for many, with batch statistics of that few, can undo an epoch's training. A
+    pass in batches of the first size ends as a BatchSampler's does.
+
     Args:
         sampler: yields a pass's indices.
         batch_size: samples in a batch, at least 1.
@@ -45,6 +50,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool = False):
         self.sampler = sampler
         self.batch_size = batch_size
+        self._first_size = batch_size
         self.drop_last = drop_last
         self.drawn: list[int] = []
         self.replay: Sequence[int] = ()
@@ -56,6 +62,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self._indices: dict[int, list[int]] = {}
         self._seen = 0
         self._ended = False
+        self._resized = False  # whether a batch of this pass had another size than the first
 
     @property
     def total(self) -> int | None:
@@ -67,6 +74,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         self.drawn, self._ends, self._indices, self._seen, self._ended = [], [], {}, 0, False
+        self._resized = False
         if self.replay_rng_state is not None:
             torch.set_rng_state(self.replay_rng_state)
         self.pass_rng_state = torch.get_rng_state()
@@ -76,19 +84,27 @@ class ResizableBatchSampler(Sampler[list[int]]):
             number = len(self.drawn)
             asked = int(self.replay[number] if number < len(self.replay) else self.batch_size)
             size = asked
-            if total is not None and not self.drop_last and size > 1 and total - self._seen - size == 1:
-                size += 1
+            if total is not None and not self.drop_last:
+                size = self._fitted(size, total - self._seen)
             batch = list(itertools.islice(indices, size))
             if not batch or (self.drop_last and len(batch) < size):
                 self._ended = True
                 return
             self.drawn.append(asked)
+            self._resized = self._resized or asked != self._first_size
             self._seen += len(batch)
             self._ends.append(self._seen)
             if self.choose is not None:
                 batch = self.choose(number, batch)
             self._indices[number] = batch
             yield batch
+
+    def _fitted(self, size: int, rest: int) -> int:
+        """``size``, or what the next batch has in its place because the ``rest`` of the pass ends soon after it."""
+        resized = self._resized or size != self._first_size
+        if resized and size < rest < 2 * size and rest > 3:
+            return rest - rest // 2
+        return rest if size > 1 and rest - size == 1 else size
 
     def __len__(self) -> int:
         """Batches in a pass: those drawn, and the rest of it at the present size."""
@@ -98,7 +114,10 @@ class ResizableBatchSampler(Sampler[list[int]]):
         if self.drawn and self._seen >= self.total:  # the next pass has not begun
             rest = 0
         full, tail = divmod(max(0, rest), self.batch_size)
-        partial = not self.drop_last and (tail > 1 or (tail == 1 and full == 0))
+        partial = False
+        if tail > 0 and not self.drop_last:
+            last_two = self.batch_size + tail
+            partial = full == 0 or self._fitted(self.batch_size, last_two) < last_two
         return max(self.least_length, len(self.drawn) + full + partial)
 
     def indices_of(self, number: int) -> list[int] | None:

@@ -29,7 +29,7 @@ from composer_edba.loader import ResizableBatchSampler, resizable_copy
 from composer_edba.presets import DEFAULTS, PAPER
 from composer_edba.ranks import from_rank_zero, gather_rows, gather_scores, rank, rank_sizes, world_size
 from composer_edba.scaling import scaled_images
-from composer_edba.scoring import Scorer
+from composer_edba.scoring import BatchNormStatistics, Scorer
 from composer_edba.selection import SubsetSelector, highest_learning_rate
 
 __all__ = ["PoolSelection", "Settings", "checked_settings", "step_generator"]
@@ -60,6 +60,10 @@ class Settings(TypedDict, total=False):
             convolution. None, the default: the one that is called last.
         subset_size_law: law of the candidates' sizes, see :mod:`composer_edba.candidates`. Default
             ``"upper_half"``.
+        policy_options: constants of ``batch_size_policy`` in place of its own, see :mod:`composer_edba.batch_size`.
+            None, the default: none.
+        scoring_batch_norm: what batch normalisation works with in the scoring forward: ``"pool"``, the pool's own
+            statistics, or ``"running"``, its running ones. Default ``"pool"``.
         seed: of the random candidates; None, the default: torch's own seed, that of rank 0.
     """
 
@@ -76,6 +80,8 @@ class Settings(TypedDict, total=False):
     interrupt: int
     last_layer: nn.Module | str | None
     subset_size_law: SubsetSizeLaw
+    policy_options: Mapping[str, Any] | None
+    scoring_batch_norm: BatchNormStatistics
     seed: int | None
 
 
@@ -170,7 +176,7 @@ class PoolSelection:
         layer = chosen["last_layer"]
         if isinstance(layer, str):
             layer = named_last_layer(self._network.model, layer)
-        self._scorer = Scorer(layer)
+        self._scorer = Scorer(layer, chosen["scoring_batch_norm"])
         self._selector = SubsetSelector(
             **{k: chosen[k] for k in ("num_candidates", "ema_decay", "min_subset_size", "criterion", "subset_size_law")}
         )
@@ -281,7 +287,14 @@ class PoolSelection:
                 f"{min(max(first_size, minimum), maximum)}. Give EDBA bounds that hold {first_size} to start there",
                 stacklevel=4,
             )
-        policy = make_policy(settings["batch_size_policy"], first_size, minimum, maximum, ranks=world_size())
+        policy = make_policy(
+            settings["batch_size_policy"],
+            first_size,
+            minimum,
+            maximum,
+            ranks=world_size(),
+            options=settings["policy_options"],
+        )
         if before is not None:
             policy.load_state_dict(before.state_dict())
         self._selector.policy = policy

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from composer_edba.last_layer import check_last_layer, find_last_layer, named_la
 from composer_edba.microbatch import balanced_parts
 from composer_edba.score_memory import check_score_memory
 
-__all__ = ["PoolScores", "Scorer", "mean_loss", "without_side_effects"]
+__all__ = ["BatchNormStatistics", "PoolScores", "Scorer", "mean_loss", "without_side_effects"]
+
+BatchNormStatistics = Literal["pool", "running"]
 
 Run = Callable[[Any], Any]  # a batch -> its loss
 
@@ -64,6 +66,7 @@ class Scorer:
     Args:
         last_layer: the layer whose gradients count, a module or its name in the model; None: the Linear or 1x1
             convolution that the first scoring forward calls last.
+        batch_norm: ``"pool"`` or ``"running"``, see :func:`without_side_effects`. Default ``"pool"``.
 
     Attributes:
         chunk_limit: most samples in one forward; None: the whole pool at once. Batch normalisation uses the statistics
@@ -72,8 +75,9 @@ class Scorer:
             normalisation as many as its ghost batch has.
     """
 
-    def __init__(self, last_layer: nn.Module | str | None = None):
+    def __init__(self, last_layer: nn.Module | str | None = None, batch_norm: BatchNormStatistics = "pool"):
         self.last_layer = last_layer
+        self.batch_norm = batch_norm
         self.chunk_limit: int | None = None
         self.least_samples = 2
         self._layer: nn.Module | None = None
@@ -104,7 +108,7 @@ class Scorer:
 
         run = _runner(model, loss, prepare, precision)
         size = batch_size(batch)
-        with without_side_effects(model):
+        with without_side_effects(model, self.batch_norm):
             while True:
                 try:
                     if self._checked is not model:
@@ -134,7 +138,7 @@ class Scorer:
         Arguments and errors are those of a call.
         """
         if self._checked is not model:
-            with without_side_effects(model):
+            with without_side_effects(model, self.batch_norm):
                 self._prepare(model, batch, batch_size(batch), _runner(model, loss, prepare, precision))
         assert self._layer is not None
         return self._layer
@@ -294,13 +298,14 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 @contextlib.contextmanager
-def without_side_effects(model: nn.Module) -> Iterator[None]:
+def without_side_effects(model: nn.Module, batch_norm: BatchNormStatistics = "pool") -> Iterator[None]:
     """Run ``model`` for scoring: inside, modules behave as below; afterwards everything is bitwise as before.
 
     Dropout and the like are off. Batch normalisation that would train uses the batch's own statistics and leaves its
-    running ones alone; SyncBatchNorm, whose batch statistics need the other ranks, uses its running ones. Instance
-    normalisation goes on as in training. A module the user has frozen (put in eval mode) stays frozen. Put back:
-    module modes, other buffers, and the random streams of Python, NumPy and torch.
+    running ones alone; with ``batch_norm="running"`` it uses those, as SyncBatchNorm always does, whose batch
+    statistics need the other ranks. Instance normalisation goes on as in training. A module the user has frozen
+    (put in eval mode) stays frozen. Put back: module modes, other buffers, and the random streams of Python, NumPy
+    and torch.
     """
     flags: list[tuple[nn.Module, str]] = []
     places: list[tuple[nn.Module, str, Tensor]] = []
@@ -308,7 +313,8 @@ def without_side_effects(model: nn.Module) -> Iterator[None]:
         if not isinstance(module, _BatchNorm):
             places += [(module, name, tensor) for name, tensor in module._buffers.items() if tensor is not None]
         if module.training:
-            if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+            own = isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+            if own and batch_norm == "pool":
                 # Without tracking, a layer in training mode neither reads nor writes its running statistics: of all
                 # buffers the most numerous need no copy.
                 if module.track_running_stats:

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from composer import Algorithm, DataSpec, Event
+from composer import Algorithm, Callback, DataSpec, Event
 from composer.algorithms import EMA, CutOut, LabelSmoothing, MixUp
 from composer.models import ComposerClassifier, ComposerModel
 from composer.optim import LinearScheduler
@@ -177,11 +177,15 @@ def test_by_default_one_batch_in_ten_is_scored():
 
 def test_the_loss_policy_goes_by_the_trainers_learning_rate():
     def largest_batch(alpha_f):
-        watch = Watch()
+        asked, algorithm = [], EDBA(interval=1)
+
+        class Sizes(Callback):
+            def batch_end(self, state, logger):
+                asked.append(algorithm.batch_size)
+
         schedule = LinearScheduler(alpha_i=1.0, alpha_f=alpha_f)
-        run = trainer([EDBA(interval=1)], callbacks=[watch], max_duration="25ep", schedulers=schedule)
-        run.fit()
-        return max(watch.pools), watch.pools[-2]
+        trainer([algorithm], callbacks=[Sizes()], max_duration="25ep", schedulers=schedule).fit()
+        return max(asked), asked[-1]
 
     grown, _ = largest_batch(1.0)
     assert grown > 1.5 * 64

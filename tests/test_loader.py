@@ -37,6 +37,41 @@ def test_a_pass_draws_each_index_once_whatever_the_sizes(total, sizes, drop_last
                 assert min(map(len, batches)) > 1
 
 
+@given(
+    total=st.integers(1, 400),
+    first=st.integers(2, 60),
+    sizes=st.lists(st.integers(2, 60), min_size=1, max_size=30),
+)
+def test_a_resized_pass_leaves_no_small_rest(total, first, sizes):
+    sampler = ResizableBatchSampler(SequentialSampler(range(total)), first)
+    drawn = []
+    for number, batch in enumerate(sampler):
+        drawn.append((sampler.batch_size, len(batch)))
+        sampler.batch_size = sizes[number % len(sizes)]
+    asked = [size for size, _ in drawn]
+    assert all(length <= size + 1 for size, length in drawn)
+    if set(asked) == {first}:
+        plain = BatchSampler(SequentialSampler(range(total)), first, drop_last=False)
+        if total % first != 1 or total == 1:
+            assert [length for _, length in drawn] == list(map(len, plain))
+    for number in range(1, len(drawn)):
+        if set(asked[:number]) != {first}:
+            assert drawn[number][1] >= min(asked[number - 1 : number + 1]) // 2
+
+
+@pytest.mark.parametrize(
+    ("size", "lengths"), [(20, [50, 20, 15, 15]), (40, [50, 25, 25]), (60, [50, 50]), (48, [50, 25, 25])]
+)
+def test_the_last_two_share_what_is_left(size, lengths):
+    sampler = ResizableBatchSampler(SequentialSampler(range(100)), 50)
+    drawn = []
+    for batch in sampler:
+        drawn.append(len(batch))
+        sampler.batch_size = size
+    assert drawn == lengths
+    assert len(sampler) == len(lengths)
+
+
 @given(total=st.integers(1, 200), size=st.integers(1, 60), drop_last=st.booleans(), used=st.integers(0, 5))
 def test_the_length_is_that_of_a_pass_at_the_present_size(total, size, drop_last, used):
     sampler = ResizableBatchSampler(SequentialSampler(range(total)), size, drop_last)
@@ -51,7 +86,7 @@ def test_the_length_is_that_of_a_pass_at_the_present_size(total, size, drop_last
 def test_replay_draws_the_sizes_of_the_interrupted_pass_and_then_the_present_one():
     sampler = ResizableBatchSampler(SequentialSampler(range(100)), 40)
     sampler.replay = [10, 20]
-    assert [len(batch) for batch in sampler] == [10, 20, 40, 30]
+    assert [len(batch) for batch in sampler] == [10, 20, 35, 35]
     sampler.replay = ()
     assert [len(batch) for batch in sampler] == [40, 40, 20]
 
