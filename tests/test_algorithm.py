@@ -194,6 +194,18 @@ def test_the_loss_policy_goes_by_the_trainers_learning_rate():
     assert decayed_last == 64
 
 
+def test_policy_options_are_the_policys_constants():
+    def sizes(**options):
+        algorithm = EDBA(interval=1, policy_options=options)
+        trainer([algorithm], max_duration="12ep").fit()
+        return algorithm.batch_size
+
+    assert sizes(largest_growth=1) == 64
+    assert 64 < sizes(largest_growth=1.5, exponent=4) <= 96
+    assert sizes(exponent=4) > 96
+    assert sizes(largest_growth=1.5, exponent=4, window=1000) == 64
+
+
 def test_the_papers_settings_stay_whatever_the_defaults_become():
     assert {name: EDBA.paper()._arguments[name] for name in PAPER} == PAPER
     assert EDBA.paper(interval=3)._arguments["interval"] == 3
@@ -466,6 +478,25 @@ def test_iterable_data_sets_are_resized_in_place(sized):
         ({"scoring": "magic"}, r"scoring is 'magic': it must be one of 'forward'"),
         ({"last_layer": 3}, r"last_layer is 3: it must be a module of the model, its name, or None"),
         ({"subset_size_law": "even"}, r"subset_size_law is 'even'"),
+        ({"policy_options": [1]}, r"policy_options is \[1\]: it must be a mapping"),
+        (
+            {"policy_options": {"exponent": 1}},
+            r"policy_options is .*'margin' has no 'exponent'; its constants are window, cooldown",
+        ),
+        (
+            {"batch_size_policy": "loss", "policy_options": {"largest_growth": 0.5}},
+            r"largest_growth must be a number of at least 1",
+        ),
+        (
+            {"batch_size_policy": "noise_scale", "policy_options": {"tolerance": 3}},
+            r"factor \(2.0\) must be at least tolerance \(3\)",
+        ),
+        ({"batch_size_policy": "fixed", "policy_options": {"window": 3}}, r"'fixed' has no 'window'; it has none"),
+        ({"scoring_batch_norm": "batch"}, r"scoring_batch_norm is 'batch': it must be one of 'pool', 'running'"),
+        (
+            {"scoring": "cached", "scoring_batch_norm": "running"},
+            r"scoring_batch_norm is 'running' and scoring is 'cac",
+        ),
     ],
 )
 def test_bad_arguments_are_named_with_value_and_remedy(arguments, message):

@@ -1,5 +1,6 @@
 """The batch-size rules on synthetic metrics: they shrink, grow, stay, do not flap, and keep within bounds."""
 
+import inspect
 import json
 import math
 from dataclasses import replace
@@ -9,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from composer_edba.batch_size import FixedPolicy, LossPolicy, MarginPolicy, NoiseScalePolicy, Observation, make_policy
+from composer_edba.batch_size import (
+    FixedPolicy,
+    LossPolicy,
+    MarginPolicy,
+    NoiseScalePolicy,
+    Observation,
+    check_policy_options,
+    make_policy,
+)
 
 
 def seen(
@@ -89,6 +98,24 @@ def test_turning_round_takes_more_pressure_than_going_on():
     assert grown.size == size
     sizes(grown, [strong] * 100)
     assert grown.size < size
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        ("loss", {"window": 3, "exponent": 1.5, "largest_growth": 4, "tolerance": 1.1}),
+        ("margin", {"window": 3, "cooldown": 0, "threshold": 0.2, "hysteresis": 0, "factor": 2}),
+        ("noise_scale", {"window": 3, "cooldown": 0, "tolerance": 1.2, "factor": 3}),
+    ],
+)
+def test_every_constant_of_a_policy_can_be_set(policy, options):
+    check_policy_options(policy, options)
+    parameters = inspect.signature(type(make_policy(policy, 100, 10, 1000))).parameters.values()
+    constants = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"ranks"}
+    assert constants == set(options)
+    rule = make_policy(policy, 100, 10, 1000, options=options)
+    kept = {**vars(rule), "window": (rule._losses if policy == "loss" else rule._window).maxlen}
+    assert {name: kept[name] for name in options} == options
 
 
 @pytest.mark.parametrize("policy", ["margin", "noise_scale"])

@@ -295,6 +295,25 @@ class Hungry(Classifier):
         return super().forward(batch)
 
 
+def test_batch_norm_can_use_its_running_statistics():
+    torch.manual_seed(0)
+    model, batch = conv_net(), images()
+    for _ in range(3):
+        model(images())
+    before = copy.deepcopy(model.state_dict())
+    scores = Scorer(batch_norm="running")(model, batch, cross_entropy)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.net[1].training
+    assert model.net[1].track_running_stats
+    pool = Scorer()(model, batch, cross_entropy)
+    halves = Scorer(batch_norm="running")
+    halves.chunk_limit = 10
+    torch.testing.assert_close(halves(model, batch, cross_entropy).inner_products(), scores.inner_products())
+    assert not torch.allclose(pool.inner_products(), scores.inner_products(), rtol=1e-2)
+    model.eval()
+    torch.testing.assert_close(Scorer()(model, batch, cross_entropy).inner_products(), scores.inner_products())
+
+
 def test_out_of_memory_halves_the_chunk_and_is_remembered():
     model = Hungry(mlp().net)
     batch = vectors(64)

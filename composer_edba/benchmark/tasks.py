@@ -31,10 +31,11 @@ from composer import Trainer
 from composer.core import Evaluator
 from composer.loggers import InMemoryLogger
 from composer.utils import dist, reproducibility
+from omegaconf import OmegaConf
 from scipy.stats import t as student_t
 from torch.utils.data import DataLoader
 
-from composer_edba.benchmark.arms import ARMS
+from composer_edba.benchmark.arms import ARMS, arm_title, parse_arm
 from composer_edba.benchmark.records import RecordError, append_record, read_records
 from composer_edba.benchmark.run import versions
 from composer_edba.benchmark.small_tasks import TASKS, TEST_SHARE, Task
@@ -44,15 +45,18 @@ from composer_edba.train import build_algorithms
 
 __all__ = ["add_arguments", "execute", "report", "run"]
 
-DEFAULT_ARMS = ("plain", "edba", "edba_paper", "edba_paper_random")
+DEFAULT_ARMS = ("plain", "edba", "edba_random", "edba_paper", "edba_paper_random")
 _CONTROLS = {"edba": "edba_random", "edba_paper": "edba_paper_random"}
 METRICS = {"accuracy": "MulticlassAccuracy", "r2": "R2Score"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the suite's command line."""
+    listed = " ".join(DEFAULT_ARMS)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(DEFAULT_ARMS), help="default: the four")
+    parser.add_argument(
+        "--arms", nargs="+", default=list(DEFAULT_ARMS), help=f"arms, also ARM@key=value,... (default: {listed})"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="default: 0 to 4")
     parser.add_argument("--lr", type=float, help="learning rate of all tasks, in place of their own")
     parser.add_argument(
@@ -85,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
                         raise RecordError(f"{output} holds {name}, {arm}, seed {seed} of other settings: remove it")
         table = output.with_suffix(".md")
         table.write_text(report(read_records(output)), encoding="utf-8")
-    except RecordError as error:
+    except ValueError as error:  # RecordError is one
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(table)
@@ -171,9 +175,15 @@ def _loader(dataset: BatchTensorDataset, batch_size: int, sampler: Any = None) -
 
 
 def _algorithms(arm: str, seed: int) -> list[Any]:
-    prefix = "algorithms."
-    named = {key[len(prefix) :]: value for key, value in ARMS[arm].overrides.items() if key.startswith(prefix)}
-    return [*build_algorithms(named), *(extra.build(seed) for extra in ARMS[arm].extra)]
+    base, changes = parse_arm(arm)
+    for key in changes:
+        if not key.startswith("algorithms."):
+            raise ValueError(f"arm {arm!r}: {key} is no argument of an algorithm, and only these can be changed here")
+    config = OmegaConf.create({"algorithms": {}})
+    for key, value in {**ARMS[base].overrides, **changes}.items():
+        OmegaConf.update(config, key, value)
+    named: dict[str, Any] = OmegaConf.to_container(config.algorithms)  # type: ignore[assignment]
+    return [*build_algorithms(named), *(extra.build(seed) for extra in ARMS[base].extra)]
 
 
 def _configuration(task: Task, arm: str) -> str:
@@ -188,7 +198,7 @@ def _configuration(task: Task, arm: str) -> str:
 
 def report(records: Iterable[dict[str, Any]]) -> str:
     """A table in Markdown, made from the lines alone."""
-    records = sorted(records, key=lambda r: (list(TASKS).index(r["cell"]), list(ARMS).index(r["arm"]), r["seed"]))
+    records = sorted(records, key=_place)
     if not records:
         return "No runs yet.\n"
     cells = list(dict.fromkeys(record["cell"] for record in records))
@@ -223,6 +233,11 @@ def report(records: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _place(record: dict[str, Any]) -> tuple[Any, ...]:
+    arm = record["arm"]
+    return list(TASKS).index(record["cell"]), list(ARMS).index(parse_arm(arm)[0]), arm, record["seed"]
+
+
 def _row(cell: str, arm: str, runs: list[dict[str, Any]]) -> str:
     own = [record for record in runs if record["arm"] == arm]
     last = [record["evaluations"][-1] for record in own]
@@ -230,7 +245,7 @@ def _row(cell: str, arm: str, runs: list[dict[str, Any]]) -> str:
     values = [scale * _result(record) for record in own]
     columns = [
         cell,
-        ARMS[arm].title,
+        arm_title(arm),
         str(len(own)),
         _spread(values, digits),
         "" if arm == "plain" else _difference(own, [r for r in runs if r["arm"] == "plain"], scale, digits),

@@ -17,7 +17,7 @@ def tasks(output, *arguments):
 
 @pytest.fixture(scope="module")
 def wine_and_diabetes(tmp_path_factory):
-    """A line each of two tasks and four arms."""
+    """A line each of two tasks and all arms."""
     output = tmp_path_factory.mktemp("tasks") / "tasks.jsonl"
     assert tasks(output, "--tasks", "wine", "diabetes", "--seeds", "0") == 0
     return output
@@ -25,7 +25,7 @@ def wine_and_diabetes(tmp_path_factory):
 
 def test_lines(wine_and_diabetes):
     records = read_records(wine_and_diabetes)
-    assert len(records) == 8
+    assert len(records) == 10
     for record in records:
         (last,) = record["evaluations"]
         assert record["train_size"] + record["test_samples"] == {"wine": 178, "diabetes": 442}[record["cell"]]

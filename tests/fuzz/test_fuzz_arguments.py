@@ -34,6 +34,15 @@ RIGHT = {
     "subset_size_law": st.one_of(
         st.sampled_from(["uniform", "upper_half", "power_set"]), st.floats(0, 1, exclude_min=True)
     ),
+    "policy_options": st.one_of(
+        st.none(),
+        st.dictionaries(
+            st.sampled_from(["window", "exponent", "largest_growth", "tolerance", "cooldown", "threshold", "factor"]),
+            st.one_of(st.integers(-1, 3), st.floats()),
+            max_size=2,
+        ),
+    ),
+    "scoring_batch_norm": st.sampled_from(["pool", "running"]),
 }
 ANYTHING = st.one_of(
     st.none(),
@@ -76,6 +85,31 @@ def expected_right(arguments):
     }
     if not all(whole(name, least) for name, least in counts.items()):
         return False
+
+    def right_option(name, value):
+        if name in ("window", "cooldown"):
+            return type(value) is int and value >= (name == "window")
+        least = {"exponent": 0, "largest_growth": 1, "tolerance": 1, "threshold": 0, "factor": 1}[name]
+        above = number(value) and math.isfinite(value) and (value > least or (name == "largest_growth" and value == 1))
+        return above and (name != "threshold" or value < 1)
+
+    def right_options():
+        options = arguments["policy_options"]
+        if options is None:
+            return True
+        if not isinstance(options, dict):
+            return False
+        allowed = {
+            "loss": {"window", "exponent", "largest_growth", "tolerance"},
+            "margin": {"window", "cooldown", "threshold", "factor"},
+            "noise_scale": {"window", "cooldown", "tolerance", "factor"},
+            "fixed": set(),
+        }[arguments["batch_size_policy"]]
+        right = set(options) <= allowed and all(right_option(*option) for option in options.items())
+        if right and arguments["batch_size_policy"] == "noise_scale":
+            right = options.get("factor", 2) >= options.get("tolerance", 1.5)
+        return right
+
     law = arguments["subset_size_law"]
     return (
         0 <= arguments["ema_decay"] < 1
@@ -85,7 +119,12 @@ def expected_right(arguments):
         and arguments["interrupt"] != 1
         and one_of("batch_size_policy", "loss", "margin", "noise_scale", "fixed")
         and one_of("criterion", "margin", "difference", "random")
-        and (one_of("scoring", "forward") or (one_of("scoring", "cached") and arguments["scale_factor"] == 1))
+        and one_of("scoring_batch_norm", "pool", "running")
+        and (
+            one_of("scoring", "forward")
+            or (one_of("scoring", "cached") and arguments["scale_factor"] == 1 and one_of("scoring_batch_norm", "pool"))
+        )
+        and right_options()
         and (arguments["last_layer"] is None or isinstance(arguments["last_layer"], (str, nn.Module)))
         and (one_of("subset_size_law", "uniform", "upper_half", "power_set") or (number(law) and 0 < law <= 1))
     )
