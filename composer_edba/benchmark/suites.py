@@ -273,7 +273,14 @@ _SMALL_DATA_RUN = {
 }
 _SMALL_DATA_ARMS = ("plain", "edba", "redraw_on_resize", "redraw_every_epoch", "plain_full_data")
 _FULL_DATA = {"data.samples": None}
-_RESIZING = {"algorithms.edba": {"preset": "paper", "batch_size_policy": "loss"}}
+_RESIZING = {
+    "algorithms.edba": {
+        "preset": "paper",
+        "batch_size_policy": "loss",
+        # Up to all of the hundred at once, whatever the defaults become.
+        "policy_options": {"exponent": 2.0, "largest_growth": 10.0},
+    }
+}
 
 
 def _small_data(device: Mapping[str, Any], seeds: int) -> Cell:
