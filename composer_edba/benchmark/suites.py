@@ -260,6 +260,33 @@ _SPEED = Suite(
     },
 )
 
+# The size rule where it was not tuned: other classes, another network. Plain's learning rates are from seed 1000.
+_TRANSFER_ARMS = ("plain", "edba", "edba_random", "edba_whole")
+
+
+def _transfer_cpu(overrides: Mapping[str, Any]) -> Cell:
+    return Cell(
+        base="cifar10/resnet9_baseline.yaml",
+        overrides={**_SMALL_RESNET9, **_ONE_CYCLE, "trainer.max_duration": "10ep", **overrides},
+        arms=_TRANSFER_ARMS,
+        seeds=3,
+        evaluations=10,
+        test_samples=1000,
+    )
+
+
+_TRANSFER = Suite(
+    "The batch-size rule where it was not tuned: CIFAR-100 and PreResNet20",
+    {
+        "cpu": {
+            "resnet9_cifar100": _transfer_cpu({"data.name": "cifar100", "optimizer.lr": _SPEED_LR}),
+            "preresnet20_cifar10": _transfer_cpu(
+                {"model.name": "preresnet20_basic", "model.kwargs": {}, "data.samples": 5000, "optimizer.lr": 0.1}
+            ),
+        },
+    },
+)
+
 # The duration is in updates, equal for all arms. Batches begin at the paper's least size, so that they can grow within
 # a hundred samples, and follow the loss: of our rules the one that resizes often (41 times in 800 updates of seed 1000
 # with redrawn subsets; the margin's twice in 2,000, from a batch of 50).
@@ -466,6 +493,7 @@ _SMOKE = Suite(
 SUITES: dict[str, Suite] = {
     "paper": _PAPER,
     "speed": _SPEED,
+    "transfer": _TRANSFER,
     "small_data": _SMALL,
     "label_noise": _LABEL_NOISE,
     "cached": _CACHED,
