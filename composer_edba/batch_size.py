@@ -3,8 +3,8 @@
 The paper says that the batch size follows "margin-based loss statistics" between 10 and 1000, small while the loss is
 high and large near the end, and gives no rule. These are ours:
 
-* :class:`LossPolicy` (``"loss"``): the batch follows the inverse square of the loss, times the share of its highest
-  value that the learning rate still has. The default, by evidence (docs/results/speed_cpu.md).
+* :class:`LossPolicy` (``"loss"``): the batch follows the inverse cube of the loss, times the square of the share of its
+  highest value that the learning rate still has. The default, by evidence (docs/results/tuning).
 * :class:`MarginPolicy` (``"margin"``): if the gradient metric of margin zero lies below everything the candidates
   reach, for long, the batch grows, since the mean of more samples has a smaller norm; if above, it shrinks.
 * :class:`NoiseScalePolicy` (``"noise_scale"``): the batch follows the gradient noise scale tr Σ / |G|² (McCandlish et
@@ -99,26 +99,29 @@ class FixedPolicy:
 
 
 class LossPolicy:
-    """Grow with the inverse square of the loss, as far as the learning rate does not decay by itself.
+    """Grow with the inverse cube of the loss, as far as the learning rate does not decay by itself.
 
     The noise of a step goes with the learning rate over the batch size, η / B, so a larger batch does what a smaller
     learning rate does, in fewer updates (Smith et al. 2018, arXiv:1711.00489); and how much noise helps falls with the
     loss (AdaDamp: Sievert and Charles, arXiv:1910.08222, who let the batch follow its inverse). So the wanted size is
 
-        B = B_0 · (M_0 / M̄)² · η / η_max,    B_0 <= B <= largest_growth · B_0,
+        B = B_0 · (M_0 / M̄)³ · (η / η_max)²,    B_0 <= B <= largest_growth · B_0,
 
     where B_0 is the first size, M_0 the mean loss of the first window, M̄ that of the last one, and η_max the largest
-    learning rate so far. A schedule that decays to zero thus takes the batch back to B_0, and is not doubled. Losses
-    that are not positive leave the size as it is.
+    learning rate so far. A schedule that decays to zero thus takes the batch back to B_0, and is not doubled. It counts
+    squared because the loss, too, falls when the learning rate does. Both exponents are from measurements
+    (docs/method.md). Losses that are not positive leave the size as it is.
 
     Args:
         size: first size.
         minimum: smallest size.
         maximum: largest size.
         window: observations over which the loss is averaged. Default 10.
-        exponent: of the loss. Default 2.
+        exponent: of the loss, > 0. Default 3.
+        rate_exponent: of the learning rate's share of its maximum, >= 0. Default 2.
         largest_growth: largest multiple of the first size. Default 10, the paper's 1000 over its 100.
-        tolerance: ratio of wanted to present size within which the size stays, > 1. Default 1.25.
+        tolerance: ratio of wanted to present size within which the size stays, > 1. Default 1.4: noise of 10 % in
+            each loss then hardly moves it.
     """
 
     def __init__(
@@ -128,13 +131,15 @@ class LossPolicy:
         maximum: int,
         *,
         window: int = 10,
-        exponent: float = 2.0,
+        exponent: float = 3.0,
+        rate_exponent: float = 2.0,
         largest_growth: float = 10.0,
-        tolerance: float = 1.25,
+        tolerance: float = 1.4,
     ):
         self.minimum, self.maximum = minimum, maximum
         self.size = self._within_bounds(size)
-        self.exponent, self.largest_growth, self.tolerance = exponent, largest_growth, tolerance
+        self.exponent, self.rate_exponent = exponent, rate_exponent
+        self.largest_growth, self.tolerance = largest_growth, tolerance
         self._first_size = self.size
         self._losses: deque[float] = deque(maxlen=window)
         self._first_loss: float | None = None
@@ -156,11 +161,10 @@ class LossPolicy:
         growth = self.exponent * (math.log(self._first_loss) - math.log(loss))
         damping = math.exp(min(growth, math.log(self.largest_growth)))
         if rate is not None and self._highest_rate > 0:
-            damping *= rate / self._highest_rate
-        wanted = self._within_bounds(round(self._first_size * max(damping, 1.0)))
-        ratio = wanted / self.size
-        if wanted == self._first_size or not 1 / self.tolerance <= ratio <= self.tolerance:
-            self.size = wanted
+            damping *= (rate / self._highest_rate) ** self.rate_exponent
+        # The floor comes after the comparison: noise around the first size would otherwise lead back to it each time.
+        if not 1 / self.tolerance <= self._first_size * damping / self.size <= self.tolerance:
+            self.size = self._within_bounds(round(self._first_size * max(damping, 1.0)))
         return self.size
 
     def _within_bounds(self, size: int) -> int:
@@ -406,6 +410,7 @@ _OPTIONS: Mapping[str, Mapping[str, _Right]] = {
     "loss": {
         "window": _whole(1),
         "exponent": _number(lambda v: 0 < v < math.inf, "above 0"),
+        "rate_exponent": _number(lambda v: 0 <= v < math.inf, "of at least 0"),
         "largest_growth": _number(lambda v: 1 <= v < math.inf, "of at least 1"),
         "tolerance": _ABOVE_ONE,
     },

@@ -305,7 +305,7 @@ _RESIZING = {
         "preset": "paper",
         "batch_size_policy": "loss",
         # Up to all of the hundred at once, whatever the defaults become.
-        "policy_options": {"exponent": 2.0, "largest_growth": 10.0},
+        "policy_options": {"exponent": 2.0, "rate_exponent": 1.0, "largest_growth": 10.0, "tolerance": 1.25},
     }
 }
 

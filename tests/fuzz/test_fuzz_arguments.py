@@ -37,7 +37,18 @@ RIGHT = {
     "policy_options": st.one_of(
         st.none(),
         st.dictionaries(
-            st.sampled_from(["window", "exponent", "largest_growth", "tolerance", "cooldown", "threshold", "factor"]),
+            st.sampled_from(
+                [
+                    "window",
+                    "exponent",
+                    "rate_exponent",
+                    "largest_growth",
+                    "tolerance",
+                    "cooldown",
+                    "threshold",
+                    "factor",
+                ]
+            ),
             st.one_of(st.integers(-1, 3), st.floats()),
             max_size=2,
         ),
@@ -89,8 +100,14 @@ def expected_right(arguments):
     def right_option(name, value):
         if name in ("window", "cooldown"):
             return type(value) is int and value >= (name == "window")
-        least = {"exponent": 0, "largest_growth": 1, "tolerance": 1, "threshold": 0, "factor": 1}[name]
-        above = number(value) and math.isfinite(value) and (value > least or (name == "largest_growth" and value == 1))
+        least = {"exponent": 0, "rate_exponent": 0, "largest_growth": 1, "tolerance": 1, "threshold": 0, "factor": 1}[
+            name
+        ]
+        above = (
+            number(value)
+            and math.isfinite(value)
+            and (value > least or (name in ("largest_growth", "rate_exponent") and value == least))
+        )
         return above and (name != "threshold" or value < 1)
 
     def right_options():
@@ -100,7 +117,7 @@ def expected_right(arguments):
         if not isinstance(options, dict):
             return False
         allowed = {
-            "loss": {"window", "exponent", "largest_growth", "tolerance"},
+            "loss": {"window", "exponent", "rate_exponent", "largest_growth", "tolerance"},
             "margin": {"window", "cooldown", "threshold", "factor"},
             "noise_scale": {"window", "cooldown", "tolerance", "factor"},
             "fixed": set(),
