@@ -260,7 +260,9 @@ _SPEED = Suite(
     },
 )
 
-# The size rule where it was not tuned: other classes, another network. Plain's learning rates are from seed 1000.
+# The size rule where it was not tuned: other classes, another network. Plain's learning rates are from seed 1000, last
+# validation accuracy: ResNet-9 on CIFAR-100 at 0.1, 0.2, 0.4: 25.3, 27.8, 29.0 %; PreResNet20 at 0.05, 0.1, 0.2: 47.5,
+# 51.0, 53.9 %.
 _TRANSFER_ARMS = ("plain", "edba", "edba_random", "edba_whole")
 
 
@@ -279,9 +281,9 @@ _TRANSFER = Suite(
     "The batch-size rule where it was not tuned: CIFAR-100 and PreResNet20",
     {
         "cpu": {
-            "resnet9_cifar100": _transfer_cpu({"data.name": "cifar100", "optimizer.lr": _SPEED_LR}),
+            "resnet9_cifar100": _transfer_cpu({"data.name": "cifar100", "optimizer.lr": 0.4}),
             "preresnet20_cifar10": _transfer_cpu(
-                {"model.name": "preresnet20_basic", "model.kwargs": {}, "data.samples": 5000, "optimizer.lr": 0.1}
+                {"model.name": "preresnet20_basic", "model.kwargs": {}, "data.samples": 5000, "optimizer.lr": 0.2}
             ),
         },
     },
