@@ -69,7 +69,8 @@ class EDBA(Algorithm):
 
     Args:
         num_candidates: least number of candidate subsets a step, >= 1. Default 1024.
-        ema_decay: decay of both running averages, in [0, 1). Default 0.9.
+        ema_decay: decay of both running averages in one batch, in [0, 1); from one scored batch to the next it is
+            ``ema_decay**interval``. Default 0.9.
         min_subset_size: smallest subset, in samples a rank, >= 1; a pool no larger is trained on whole. Default 10.
         min_batch_size: smallest batch, in samples a rank, >= 1. Default 10, the paper's.
         max_batch_size: largest batch, in samples a rank. Default 1000, the paper's. Training starts at the loader's
@@ -160,7 +161,7 @@ class EDBA(Algorithm):
         self.target_key = target_key
         self._selector = SubsetSelector(
             num_candidates=num_candidates,
-            ema_decay=ema_decay,
+            ema_decay=ema_decay**interval,
             min_subset_size=min_subset_size,
             criterion=criterion,
             subset_size_law=subset_size_law,

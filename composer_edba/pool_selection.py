@@ -45,7 +45,8 @@ class Settings(TypedDict, total=False):
         preset: ``"default"``, or ``"paper"``: the paper's literal settings in place of the defaults named here. Default
             ``"default"``.
         num_candidates: least number of candidate subsets a step, >= 1. Default 1024.
-        ema_decay: decay of both running averages, in [0, 1). Default 0.9.
+        ema_decay: decay of both running averages in one batch, in [0, 1); from one scored batch to the next it is
+            ``ema_decay**interval``. Default 0.9.
         min_subset_size: smallest subset, in samples a rank, >= 1. Default 10.
         min_batch_size: smallest batch, in samples a rank, >= 1. Default 10.
         max_batch_size: largest batch, in samples a rank. Default 1000. Training starts at the loader's own size.
@@ -178,7 +179,8 @@ class PoolSelection:
             layer = named_last_layer(self._network.model, layer)
         self._scorer = Scorer(layer, chosen["scoring_batch_norm"])
         self._selector = SubsetSelector(
-            **{k: chosen[k] for k in ("num_candidates", "ema_decay", "min_subset_size", "criterion", "subset_size_law")}
+            ema_decay=chosen["ema_decay"] ** chosen["interval"],
+            **{k: chosen[k] for k in ("num_candidates", "min_subset_size", "criterion", "subset_size_law")},
         )
         self._settings = chosen
         self._seed: int | None = None

@@ -27,7 +27,7 @@ class SubsetSelector:
 
     Args:
         num_candidates: least number of candidate subsets a step.
-        ema_decay: decay of both running averages, in [0, 1).
+        ema_decay: decay of both running averages from one scored batch to the next, in [0, 1).
         min_subset_size: smallest subset.
         criterion: ``"margin"``, ``"difference"`` or ``"random"``.
         subset_size_law: law of the candidates' sizes.

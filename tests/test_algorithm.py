@@ -206,6 +206,18 @@ def test_policy_options_are_the_policys_constants():
     assert sizes(largest_growth=1.5, exponent=4, window=1000) == 64
 
 
+@pytest.mark.parametrize(("interval", "decay"), [(1, 0.9), (2, 0.81), (10, 0.9**10)])
+def test_the_averages_decay_by_batches_and_not_by_scored_batches(interval, decay):
+    run = trainer([EDBA(interval=interval, batch_size_policy="fixed")], max_duration="10ep")
+    run.fit()
+    metrics, averages = logged(run, "edba/model_metric"), logged(run, "edba/model_average")
+    assert len(metrics) == 40 // interval
+    expected = metrics[0]
+    for metric, average in zip(metrics[1:], averages[1:], strict=True):
+        expected = decay * expected + (1 - decay) * metric
+        assert average == pytest.approx(expected)
+
+
 def test_the_papers_settings_stay_whatever_the_defaults_become():
     assert {name: EDBA.paper()._arguments[name] for name in PAPER} == PAPER
     assert EDBA.paper(interval=3)._arguments["interval"] == 3
