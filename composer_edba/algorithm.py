@@ -161,7 +161,8 @@ class EDBA(Algorithm):
         self.target_key = target_key
         self._selector = SubsetSelector(
             num_candidates=num_candidates,
-            ema_decay=ema_decay**interval,
+            ema_decay=ema_decay,
+            interval=interval,
             min_subset_size=min_subset_size,
             criterion=criterion,
             subset_size_law=subset_size_law,

@@ -88,6 +88,7 @@ class Settings(TypedDict, total=False):
 
 _PRESETS = {"default": DEFAULTS, "paper": PAPER}
 _OWN = {"last_layer": None, "seed": None}
+_SELECTOR_SETTINGS = ("num_candidates", "ema_decay", "min_subset_size", "criterion", "subset_size_law", "interval")
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -179,8 +180,7 @@ class PoolSelection:
             layer = named_last_layer(self._network.model, layer)
         self._scorer = Scorer(layer, chosen["scoring_batch_norm"])
         self._selector = SubsetSelector(
-            ema_decay=chosen["ema_decay"] ** chosen["interval"],
-            **{k: chosen[k] for k in ("num_candidates", "min_subset_size", "criterion", "subset_size_law")},
+            **{k: chosen[k] for k in _SELECTOR_SETTINGS},
         )
         self._settings = chosen
         self._seed: int | None = None

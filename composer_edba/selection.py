@@ -27,10 +27,11 @@ class SubsetSelector:
 
     Args:
         num_candidates: least number of candidate subsets a step.
-        ema_decay: decay of both running averages from one scored batch to the next, in [0, 1).
+        ema_decay: decay of both running averages in one batch, in [0, 1).
         min_subset_size: smallest subset.
         criterion: ``"margin"``, ``"difference"`` or ``"random"``.
         subset_size_law: law of the candidates' sizes.
+        interval: batches from one that is scored to the next, in which the averages decay too.
 
     Attributes:
         averages: M̄ and Ḡ; None before the first finite step.
@@ -46,9 +47,10 @@ class SubsetSelector:
         min_subset_size: int = 10,
         criterion: Criterion = "margin",
         subset_size_law: SubsetSizeLaw = "uniform",
+        interval: int = 1,
     ):
         self.num_candidates = num_candidates
-        self.ema_decay = ema_decay
+        self.ema_decay = ema_decay ** min(interval, 2**53)  # beyond, it is no float and the power long 0
         self.min_subset_size = min_subset_size
         self.criterion = criterion
         self.subset_size_law = subset_size_law

@@ -31,3 +31,6 @@ if __name__ == "__main__":
         {"products": gathered.inner_products(), "metric": gathered.model_metric},
         Path(sys.argv[1]) / f"gathered{dist.get_global_rank()}.pt",
     )
+    # A rank that outlives the other's end may abort in gloo's threads when the interpreter takes them down.
+    dist.barrier()
+    torch.distributed.destroy_process_group()

@@ -107,3 +107,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for mode in MODES:
         train(mode, Path(sys.argv[1]))
+    dist.barrier()
+    torch.distributed.destroy_process_group()
