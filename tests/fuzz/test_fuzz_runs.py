@@ -111,7 +111,7 @@ def following(sizes):
     original = composer_edba.algorithm.make_policy
     if sizes:
 
-        def schedule(name, size, minimum, maximum, ranks=1):
+        def schedule(name, size, minimum, maximum, ranks=1, options=None):
             return Sizes([min(max(s, minimum), maximum) for s in sizes])
 
         composer_edba.algorithm.make_policy = schedule
