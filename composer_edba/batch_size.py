@@ -4,7 +4,7 @@ The paper says that the batch size follows "margin-based loss statistics" betwee
 high and large near the end, and gives no rule. These are ours:
 
 * :class:`LossPolicy` (``"loss"``): the batch follows the inverse cube of the loss, times the square of the share of its
-  highest value that the learning rate still has. The default, by evidence (docs/results/tuning).
+  highest value that the learning rate still has. The default, by evidence (docs/tuning.md).
 * :class:`MarginPolicy` (``"margin"``): if the gradient metric of margin zero lies below everything the candidates
   reach, for long, the batch grows, since the mean of more samples has a smaller norm; if above, it shrinks.
 * :class:`NoiseScalePolicy` (``"noise_scale"``): the batch follows the gradient noise scale tr Σ / |G|² (McCandlish et
@@ -110,7 +110,7 @@ class LossPolicy:
     where B_0 is the first size, M_0 the mean loss of the first window, M̄ that of the last one, and η_max the largest
     learning rate so far. A schedule that decays to zero thus takes the batch back to B_0, and is not doubled. It counts
     squared because the loss, too, falls when the learning rate does. Both exponents are from measurements
-    (docs/method.md). Losses that are not positive leave the size as it is.
+    (docs/tuning.md). Losses that are not positive leave the size as it is.
 
     Args:
         size: first size.

@@ -179,9 +179,7 @@ class PoolSelection:
         if isinstance(layer, str):
             layer = named_last_layer(self._network.model, layer)
         self._scorer = Scorer(layer, chosen["scoring_batch_norm"])
-        self._selector = SubsetSelector(
-            **{k: chosen[k] for k in _SELECTOR_SETTINGS},
-        )
+        self._selector = SubsetSelector(**{name: chosen[name] for name in _SELECTOR_SETTINGS})
         self._settings = chosen
         self._seed: int | None = None
         self._optimizers = [] if optimizer is None else [optimizer]

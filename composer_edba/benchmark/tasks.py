@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from composer import Trainer
@@ -182,7 +182,7 @@ def _algorithms(arm: str, seed: int) -> list[Any]:
     config = OmegaConf.create({"algorithms": {}})
     for key, value in {**ARMS[base].overrides, **changes}.items():
         OmegaConf.update(config, key, value)
-    named: dict[str, Any] = OmegaConf.to_container(config.algorithms)  # type: ignore[assignment]
+    named = cast(dict[str, Any], OmegaConf.to_container(config.algorithms))  # a mapping, as made above
     return [*build_algorithms(named), *(extra.build(seed) for extra in ARMS[base].extra)]
 
 
