@@ -11,7 +11,7 @@ TODAY := .venv-today/bin
 .PHONY: quickstart test test-slow test-today lint docs wheel clean
 
 quickstart: .venv/installed
-	$(BIN)/composer -n 1 -m composer_edba.train yamls/digits/edba.yaml
+	$(BIN)/composer -n 1 -m composer_edba.train digits/edba
 
 test: lint
 	$(BIN)/python -m pytest -q -m "not slow"

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from composer_edba import functional
 
 if TYPE_CHECKING:
-    from composer_edba.algorithm import EDBA
-    from composer_edba.dba import DBA
+    from composer_edba.composer.algorithm import EDBA
+    from composer_edba.dba.algorithm import DBA
 
 __all__ = ["DBA", "EDBA", "__version__", "functional"]
 
 __version__ = "0.1.0"
 
-_ALGORITHMS = {"DBA": "composer_edba.dba", "EDBA": "composer_edba.algorithm"}
+_ALGORITHMS = {"DBA": "composer_edba.dba.algorithm", "EDBA": "composer_edba.composer.algorithm"}
 
 
 def __getattr__(name: str) -> Any:

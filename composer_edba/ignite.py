@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
-from composer_edba.pool_selection import PoolSelection, Settings, checked_settings
+from composer_edba.engine import PoolSelection, Settings, checked_settings
 
 try:
     from ignite.engine import DeterministicEngine, Engine, Events
@@ -59,7 +59,7 @@ class EDBAHandler:
         start: fraction of training (of ``max_epochs`` or ``max_iters``) from which on subsets are chosen. Default 0.
         end: fraction of training until which subsets are chosen, > ``start``. Default 1. Outside of start and end the
             whole batch is trained on and its size stays.
-        settings: see :class:`~composer_edba.pool_selection.Settings`.
+        settings: see :class:`~composer_edba.engine.Settings`.
 
     Raises:
         ValueError: if an argument is out of its range, the named last layer is none of the model's, or ``optimizer``

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from composer_edba.subset_loader import SubsetLoader  # added
+from composer_edba.plain import SubsetLoader  # added
 
 
 def main(epochs: int = 10) -> float:

@@ -8,11 +8,9 @@ import torch
 from ignite.engine import Events, create_supervised_trainer
 from torch.utils.data import DataLoader, DistributedSampler
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from ignite_runs import LOSS, Watch
-from torch_runs import net, points, sgd
-
 from composer_edba.ignite import EDBAHandler
+from tests.ignite.ignite_runs import LOSS, Watch
+from tests.support.torch_runs import net, points, sgd
 
 
 def train(local_rank, folder, policy):

@@ -2,9 +2,9 @@
 
 from ignite.engine import Events, create_supervised_trainer
 from torch import nn
-from torch_runs import loader, net, sgd
 
 from composer_edba.ignite import EDBAHandler
+from tests.support.torch_runs import loader, net, sgd
 
 LOSS = nn.CrossEntropyLoss()
 

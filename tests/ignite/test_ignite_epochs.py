@@ -4,11 +4,11 @@ import pytest
 import torch
 from ignite.engine import DeterministicEngine, Events
 from ignite.handlers import ProgressBar
-from ignite_runs import LOSS, attached
 from torch.utils.data import DataLoader, IterableDataset
-from torch_runs import loader, net, points, prescribe_sizes
 
 from composer_edba.ignite import EDBAHandler
+from tests.ignite.ignite_runs import LOSS, attached
+from tests.support.torch_runs import loader, net, points, prescribe_sizes
 
 
 def test_subsets_of_the_pools_are_trained_on():

@@ -4,13 +4,13 @@ import pytest
 import torch
 from ignite.engine import Engine, Events, create_supervised_trainer
 from ignite.handlers.tensorboard_logger import OutputHandler, TensorboardLogger
-from ignite_runs import LOSS, Watch, attached
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torch_runs import loader, net, points, sgd
 
-from composer_edba import reference
 from composer_edba.ignite import EDBAHandler
+from composer_edba.method import reference
+from tests.ignite.ignite_runs import LOSS, Watch, attached
+from tests.support.torch_runs import loader, net, points, sgd
 
 FIGURES = {
     "batch_size",

@@ -3,19 +3,20 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).with_name("ignite_ranks.py")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [sys.executable, *launcher, str(script), str(folder)],
+        [sys.executable, *launcher, "-m", "tests.ignite.ignite_ranks", str(folder)],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,

@@ -4,10 +4,10 @@ import pytest
 import torch
 from ignite.engine import Events, create_supervised_trainer
 from ignite.handlers import Checkpoint, DiskSaver
-from ignite_runs import LOSS, Watch, attached
-from torch_runs import loader, net, prescribe_sizes, sgd
 
 from composer_edba.ignite import EDBAHandler
+from tests.ignite.ignite_runs import LOSS, Watch, attached
+from tests.support.torch_runs import loader, net, prescribe_sizes, sgd
 
 
 class RandomState:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
-from torch_runs import loader, net, points, prescribe_sizes, sgd
 
-from composer_edba.subset_loader import SubsetLoader
+from composer_edba.plain import SubsetLoader
+from tests.support.torch_runs import loader, net, points, prescribe_sizes, sgd
 
 LOSS = nn.CrossEntropyLoss()
 

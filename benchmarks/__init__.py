@@ -1,0 +1,1 @@
+"""Benchmarks: what EDBA costs. Run ``python -m benchmarks``."""

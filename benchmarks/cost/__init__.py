@@ -1,0 +1,1 @@
+"""What EDBA and DBA cost in time and memory."""

@@ -1,0 +1,1 @@
+"""Other tasks, a few seconds a run."""

@@ -1,0 +1,251 @@
+"""Small learning tasks other than photographs, from data that needs no download."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from composer.models import ComposerClassifier, ComposerModel
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric, R2Score
+
+from composer_edba.train.data import BatchTensorDataset
+from composer_edba.train.models import build_model
+
+__all__ = ["TASKS", "Task"]
+
+TEST_SHARE = 0.2
+
+PACKAGES = ("asyncio", "email", "http", "importlib", "multiprocessing", "unittest", "urllib", "xml")
+VOCABULARY = 2000
+LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, a network, and how it is trained by every arm.
+
+    Attributes:
+        title: what a reader calls it.
+        metric: ``"accuracy"`` (share classified right) or ``"r2"`` (coefficient of determination).
+        load: gives all inputs ``(N, ...)`` and targets, ``(N,)`` classes or ``(N, 1)`` numbers.
+        build: makes the model, from a batch of inputs and the number of classes.
+        optimizer: ``torch.optim.SGD`` with Nesterov momentum 0.9, or ``torch.optim.Adam``.
+        lr: constant learning rate: the best of plain training, see :mod:`benchmarks.tasks.tasks`.
+        epochs: passes over the training samples.
+        prepare: fits what is fitted to training data (scales, a vocabulary) and applies it to training and test data.
+        batch_size: the loader's. Default 32.
+    """
+
+    title: str
+    metric: str
+    load: Callable[[], tuple[Any, np.ndarray]]
+    build: Callable[[Tensor, int], ComposerModel]
+    optimizer: type[torch.optim.Optimizer]
+    lr: float
+    epochs: int
+    prepare: Callable[[Any, Any], tuple[Tensor, Tensor]]
+    batch_size: int = 32
+
+    def split(self, seed: int) -> tuple[BatchTensorDataset, BatchTensorDataset]:
+        """Training and test samples, 4 to 1, of a split that follows from ``seed``; classes keep their shares."""
+        inputs, targets = self.load()
+        classes = targets if self.metric == "accuracy" else None
+        x, test_x, y, test_y = train_test_split(
+            inputs, targets, test_size=TEST_SHARE, random_state=seed, stratify=classes
+        )
+        if classes is None:  # a regression's targets are scaled too, which leaves R2 as it is
+            y, test_y = _standardised(y, test_y)
+        else:
+            y, test_y = torch.as_tensor(y), torch.as_tensor(test_y)
+        train_inputs, test_inputs = self.prepare(x, test_x)
+        return BatchTensorDataset(train_inputs, y), BatchTensorDataset(test_inputs, test_y)
+
+
+class Regressor(ComposerModel):
+    """A network for one number, trained on the mean squared error and measured by R2."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+        self.r2 = R2Score()
+
+    def forward(self, batch: Any) -> Tensor:
+        """Map a batch's inputs to ``(B, 1)``."""
+        return self.net(batch[0])
+
+    def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Mean squared error."""
+        return F.mse_loss(outputs, batch[1])
+
+    def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
+        """R2, in evaluation."""
+        return {} if is_train else {"R2Score": self.r2}
+
+    def update_metric(self, batch: Any, outputs: Any, metric: Metric) -> None:
+        """Take in a batch of predictions."""
+        metric.update(outputs.flatten(), batch[1].flatten())
+
+
+class MeanOfWords(nn.Module):
+    """The mean of a text's word vectors, and a linear layer (fastText: Joulin et al., 2017).
+
+    Shape:
+        ``(B, L)`` int64 word numbers, 0 where there is none, to ``(B, num_classes)``.
+    """
+
+    def __init__(self, num_classes: int, words: int = VOCABULARY, width: int = 32):
+        super().__init__()
+        self.embedding = nn.Embedding(words + 1, width, padding_idx=0)
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Map texts to logits."""
+        number = (words > 0).sum(1, keepdim=True).clamp(min=1)
+        return self.fc(self.embedding(words).sum(1) / number)
+
+
+def _mlp(columns: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(columns, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, outputs))
+
+
+def _standardised(train: Any, test: Any) -> tuple[Tensor, Tensor]:
+    """To mean 0 and variance 1 of the training samples, column by column."""
+    mean, std = np.mean(train, axis=0), np.std(train, axis=0)
+    return tuple(torch.as_tensor((part - mean) / std, dtype=torch.float32) for part in (train, test))  # type: ignore[return-value]
+
+
+def _unchanged(train: Any, test: Any) -> tuple[Tensor, Tensor]:
+    return torch.as_tensor(train), torch.as_tensor(test)
+
+
+def _digits() -> tuple[Any, np.ndarray]:
+    bunch = load_digits()
+    return (bunch.images[:, None] / 16).astype(np.float32), bunch.target
+
+
+def _tabular(loader: Callable[[], Any]) -> Callable[[], tuple[Any, np.ndarray]]:
+    def load() -> tuple[Any, np.ndarray]:
+        bunch = loader()
+        return bunch.data, bunch.target
+
+    return load
+
+
+def _diabetes() -> tuple[Any, np.ndarray]:
+    bunch = load_diabetes()
+    return bunch.data, bunch.target[:, None]
+
+
+@cache
+def _functions() -> tuple[list[list[str]], np.ndarray]:
+    """Words of every function in some packages of the standard library, and the number of its package.
+
+    Which functions there are depends on the version of Python.
+    """
+    texts, labels = [], []
+    library = Path(sysconfig.get_path("stdlib"))
+    for label, package in enumerate(PACKAGES):
+        for path in sorted((library / package).rglob("*.py")):
+            source = path.read_text(encoding="utf-8-sig")
+            for definition in _definitions(source):
+                texts.append(re.findall("[a-z]+", definition.lower()))
+                labels.append(label)
+    return texts, np.array(labels)
+
+
+def _definitions(source: str) -> Iterator[str]:
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield "\n".join(lines[node.lineno - 1 : node.end_lineno])
+
+
+def _numbered(train: Any, test: Any) -> tuple[Tensor, Tensor]:
+    """The first :data:`LENGTH` words of each text as numbers, from 1; rarer words than those of the vocabulary go."""
+    counts = Counter(word for text in train for word in text)
+    numbers = {word: number for number, (word, _) in enumerate(counts.most_common(VOCABULARY), start=1)}
+
+    def rows(texts: Any) -> Tensor:
+        matrix = torch.zeros(len(texts), LENGTH, dtype=torch.int64)
+        for row, text in enumerate(texts):
+            known = [numbers[word] for word in text if word in numbers][:LENGTH]
+            matrix[row, : len(known)] = torch.tensor(known, dtype=torch.int64)
+        return matrix
+
+    return rows(train), rows(test)
+
+
+def _classifier(net: Callable[[Tensor, int], nn.Module]) -> Callable[[Tensor, int], ComposerModel]:
+    return lambda inputs, classes: ComposerClassifier(net(inputs, classes), num_classes=classes)
+
+
+_MLP = _classifier(lambda inputs, classes: _mlp(inputs.shape[1], classes))
+
+TASKS: dict[str, Task] = {
+    "digits": Task(
+        "1,797 grey 8 x 8 digits, a small CNN",
+        "accuracy",
+        _digits,
+        _classifier(lambda inputs, classes: build_model("digits_cnn", num_classes=classes, in_channels=1)),
+        torch.optim.SGD,
+        lr=0.03,
+        epochs=20,
+        prepare=_unchanged,
+        batch_size=64,
+    ),
+    "breast_cancer": Task(
+        "569 rows of 30 numbers, two classes, an MLP",
+        "accuracy",
+        _tabular(load_breast_cancer),
+        _MLP,
+        torch.optim.SGD,
+        lr=0.03,
+        epochs=30,
+        prepare=_standardised,
+    ),
+    "wine": Task(
+        "178 rows of 13 numbers, three classes, an MLP",
+        "accuracy",
+        _tabular(load_wine),
+        _MLP,
+        torch.optim.SGD,
+        lr=0.003,
+        epochs=30,
+        prepare=_standardised,
+    ),
+    "diabetes": Task(
+        "442 rows of 10 numbers, one number to tell, an MLP",
+        "r2",
+        _diabetes,
+        lambda inputs, classes: Regressor(_mlp(inputs.shape[1], 1)),
+        torch.optim.SGD,
+        lr=0.001,
+        epochs=30,
+        prepare=_standardised,
+    ),
+    "text": Task(
+        f"functions of Python's standard library: which of {len(PACKAGES)} packages? Mean of word vectors",
+        "accuracy",
+        _functions,
+        _classifier(lambda inputs, classes: MeanOfWords(classes)),
+        torch.optim.Adam,
+        lr=0.01,
+        epochs=15,
+        prepare=_numbered,
+        batch_size=64,
+    ),
+}
+"""By name."""

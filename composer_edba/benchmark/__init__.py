@@ -1,1 +1,0 @@
-"""Benchmarks: what EDBA costs. Run ``python -m composer_edba.benchmark``."""

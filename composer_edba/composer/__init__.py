@@ -1,0 +1,1 @@
+"""EDBA in MosaicML Composer: the Trainer's events, mapped to the engine."""

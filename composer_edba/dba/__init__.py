@@ -1,0 +1,1 @@
+"""DBA, EDBA's predecessor: a subset for every layer."""

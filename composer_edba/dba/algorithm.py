@@ -1,0 +1,432 @@
+"""DBA, EDBA's predecessor, as an algorithm of MosaicML Composer: per-sample gradients of every layer, a subset each."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from composer.algorithms import SAM
+from composer.core import Algorithm, Event, Precision, State, get_precision_context
+from composer.loggers import Logger
+from composer.models import ComposerModel
+from composer.utils import dist, ensure_tuple
+from torch import Tensor
+
+from composer_edba.composer.algorithm import EDBA
+from composer_edba.composer.epochs import TrainerLoader
+from composer_edba.dba.chosen_count import ChosenCountPolicy
+from composer_edba.dba.layer_subsets import Guide, LayerSubsets, LayerSubsetSelector, Search
+from composer_edba.dba.per_sample_gradients import LayerRecorder, check_gradients
+from composer_edba.dba.sample_mixing import check_samples_stay_apart
+from composer_edba.engine import step_generator
+from composer_edba.loading.batch import batch_size, index_batch
+from composer_edba.loading.distinct import DistinctSamples
+from composer_edba.loading.parts import equal_part_size
+from composer_edba.method.choice import Criterion
+
+__all__ = ["DBA"]
+
+
+class DBA(Algorithm):
+    """Dynamic Batch Adaptation: update each layer with the samples whose gradients suit it.
+
+    EDBA's predecessor, to compare with: it needs the per-sample gradients of every layer. For each layer (a module with
+    trainable parameters of its own) samples are taken out of the batch, or put in, one after the other, to bring
+    |(M - M̄) / (G_l - Ḡ_l) - 1| closer to zero, M being the batch's mean loss and G_l the norm of the
+    layer's mean gradient over its subset, bars their running averages. The optimizer then sees the mean over the
+    subset. The batch size follows how many samples the layers chose lately. Source: Simionescu, Stoica and Herscovici,
+    "Dynamic Batch Adaptation", arXiv 2208.00815, of which we could read the abstract alone; docs/dba.md says what is
+    ours.
+
+    Runs on ``Event.AFTER_TRAIN_BATCH``, before all other algorithms: gradient clipping sees the chosen gradients.
+    Microbatches and mixed precision are those of training. One rank only. Samples must not mix (no batch
+    normalisation), and each layer must be a module that is called, with the batch first; what is not so is refused by
+    name at the first batch.
+
+    A run resumed from a checkpoint goes on bitwise as an uninterrupted one, under the conditions that
+    :class:`~composer_edba.EDBA` states.
+
+    Args:
+        ema_decay: decay of the running averages, in [0, 1). Default 0.9.
+        min_subset_size: smallest subset of a layer, >= 1. Default 10.
+        min_batch_size: smallest batch, >= 1. Default 10.
+        max_batch_size: largest batch. Default 1000. Training starts at the loader's own batch size.
+        batch_size_policy: ``"chosen"``, see :mod:`composer_edba.dba.chosen_count`, or ``"fixed"``. Default
+            ``"chosen"``.
+        search: ``"removal"``, ``"addition"`` or ``"both"``, see
+            :func:`~composer_edba.dba.layer_subsets.search_subsets`. Default ``"removal"``.
+        guide: ``"norm"`` or ``"margin"``, what each single removal or addition is chosen by, see there. Default
+            ``"norm"``.
+        criterion: ``"margin"``, or ``"random"``, the control: each layer gets as many samples as the margin would
+            choose, but random ones. Default ``"margin"``.
+
+    Attributes:
+        chosen: the last batch's subsets, by the name of the layer: positions in the batch, ascending.
+        samples_drawn: samples in all batches so far.
+        samples_chosen: how many of them a layer chose, averaged over the layers.
+
+    Raises:
+        ValueError: if an argument is out of its range; later, if the network, the ranks or an algorithm beside it do
+            not allow for per-sample gradients.
+        TypeError: if an argument has a wrong type, or the model is no ComposerModel.
+
+    Example:
+        >>> from composer import Trainer
+        >>> from composer_edba import DBA
+        >>> trainer = Trainer(model=model, train_dataloader=loader, max_duration="10ep", algorithms=[DBA()])
+    """
+
+    def __init__(
+        self,
+        ema_decay: float = 0.9,
+        min_subset_size: int = 10,
+        min_batch_size: int = 10,
+        max_batch_size: int = 1000,
+        batch_size_policy: str = "chosen",
+        search: Search = "removal",
+        guide: Guide = "norm",
+        criterion: Criterion = "margin",
+    ):
+        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        _check_arguments(self._arguments)
+        self.min_batch_size = min_batch_size
+        self.max_batch_size = max_batch_size
+        self.batch_size_policy = batch_size_policy
+        self._selector = LayerSubsetSelector(
+            ema_decay=ema_decay, min_subset_size=min_subset_size, search=search, guide=guide, criterion=criterion
+        )
+        self._policy: ChosenCountPolicy | None = None
+        self._loader = TrainerLoader()
+        self._recorder = LayerRecorder()
+        self._distinct: DistinctSamples | None = None
+        self._checked = False
+        self._user_limit: int | None = None  # microbatch size that the user set
+        self._learned_limit: int | None = None  # that the trainer was driven down to
+        self._microbatch_set: int | None = None
+        self._dataset_indices: list[int] | None = None
+        self._pool_size = 0
+        self._loss = 0.0
+        self.samples_drawn = 0
+        self.samples_chosen = 0.0
+        self._step_began = 0.0
+        self._overhead_seconds = 0.0
+        self._resume_from: dict[str, Any] | None = None
+        self.chosen: dict[str, Tensor] = {}
+        self._handlers: dict[Event, Callable[[State, Logger], None]] = {
+            Event.INIT: self._init,
+            Event.FIT_START: self._fit_start,
+            Event.EPOCH_START: self._epoch_start,
+            Event.BEFORE_DATALOADER: self._before_dataloader,
+            Event.AFTER_DATALOADER: self._after_dataloader,
+            Event.BEFORE_TRAIN_BATCH: self._before_train_batch,
+            Event.BEFORE_FORWARD: self._before_forward,
+            Event.AFTER_FORWARD: self._after_forward,
+            Event.BEFORE_BACKWARD: self._before_backward,
+            Event.AFTER_TRAIN_BATCH: self._after_train_batch,
+            Event.BATCH_END: self._batch_end,
+        }
+
+    def __repr__(self) -> str:
+        # Composer writes this into checkpoints, so it holds nothing that changes during a run.
+        return f"DBA({', '.join(f'{name}={value!r}' for name, value in self._arguments.items())})"
+
+    @property
+    def batch_size(self) -> int | None:
+        """Size of the batches drawn from now on; None before training or if it cannot change."""
+        return None if self._policy is None else self._policy.size
+
+    @property
+    def distinct_samples(self) -> int | None:
+        """Number of distinct samples that some layer was ever updated with; None if the loader has no indices."""
+        return None if self._distinct is None else len(self._distinct)
+
+    # ---- Composer's interface
+
+    def match(self, event: Event, state: State) -> bool:
+        """Whether this algorithm has something to do at ``event``."""
+        return event in self._handlers
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Do it."""
+        self._handlers[event](state, logger)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on bitwise as an uninterrupted one: plain values."""
+        return {
+            **super().state_dict(),
+            "selector": self._selector.state_dict(),
+            "policy": None if self._policy is None else self._policy.state_dict(),
+            "loader": self._loader.state_dict(),
+            "distinct": None if self._distinct is None else self._distinct.state_dict(),
+            "samples_drawn": self.samples_drawn,
+            "samples_chosen": self.samples_chosen,
+            "learned_limit": self._learned_limit,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
+        """Take up what :meth:`state_dict` gave, at the next FIT_START: loader and policy do not exist before."""
+        self._resume_from = copy.deepcopy(state)
+
+    # ---- events
+
+    def _init(self, state: State, logger: Logger) -> None:
+        if not isinstance(state.model, ComposerModel):
+            raise TypeError(
+                f"the model is a {type(state.model).__name__}: DBA needs a ComposerModel; "
+                "composer.models.ComposerClassifier makes one of a classifier"
+            )
+        if dist.get_world_size() > 1:
+            raise ValueError(
+                f"DBA on {dist.get_world_size()} ranks: it needs the gradients of all samples in one process. Use one "
+                "rank, or EDBA, which runs on any number"
+            )
+        limit = state.device_train_microbatch_size
+        self._user_limit = None if limit is None else int(limit)
+        self._go_first(state)
+
+    def _fit_start(self, state: State, logger: Logger) -> None:
+        self._check_setting(state)
+        self._go_first(state)
+        self._checked = False
+        first_size = self._loader.install(state)
+        self._set_policy(first_size)
+        self._set_distinct(state)
+        if self._resume_from is None:
+            self._loader.replay_without_state(first_size, state)
+        else:
+            self._take_up(self._resume_from, state)
+            self._resume_from = None
+        if self.batch_size is not None:
+            self._loader.resize(self.batch_size)
+
+    def _epoch_start(self, state: State, logger: Logger) -> None:
+        self._loader.forget_replay()
+        self._loader.open_epoch(state)
+
+    def _before_dataloader(self, state: State, logger: Logger) -> None:
+        self._loader.estimate_length(state)
+
+    def _after_dataloader(self, state: State, logger: Logger) -> None:
+        self._step_began = time.perf_counter()
+        self._loader.forget_replay()
+        self._notice_halving(state)
+        sampler = self._loader.sampler
+        number = int(state.timestamp.batch_in_epoch)
+        self._dataset_indices = None if sampler is None else sampler.indices_of(number)
+        self._pool_size = batch_size(state.batch)
+        limits = [limit for limit in (self._user_limit, self._learned_limit) if limit is not None]
+        limit = min(limits, default=None)
+        # Where no equal parts are possible one sample comes alone, which does no harm without batch normalisation.
+        self._microbatch_set = equal_part_size(self._pool_size, limit) or limit
+        state.device_train_microbatch_size = self._microbatch_set
+
+    def _before_train_batch(self, state: State, logger: Logger) -> None:
+        # Once more for every attempt, where the trainer ran out of memory and tries smaller microbatches.
+        self._recorder.clear()
+        self._loss = 0.0
+
+    def _before_forward(self, state: State, logger: Logger) -> None:
+        self._notice_halving(state)
+        if not self._checked:
+            check_samples_stay_apart(state.model, state.batch)
+        self._recorder.attach(state.model, batch_size(state.batch))
+
+    def _after_forward(self, state: State, logger: Logger) -> None:
+        self._recorder.detach()
+
+    def _before_backward(self, state: State, logger: Logger) -> None:
+        if not self._checked:
+            _check_mean(state)
+        self._loss += _loss_value(state.loss) * batch_size(state.batch)
+
+    def _after_train_batch(self, state: State, logger: Logger) -> None:
+        began = time.perf_counter()
+        samples = self._recorder.samples
+        scaler = state.scaler
+        layers = self._recorder.layers(samples / (1.0 if scaler is None else scaler.get_scale()))
+        self._recorder.clear()  # the layers hold what is left of it
+        if not self._checked:
+            check_gradients(layers, state.model)
+            self._checked = True
+        names = [layer.name for layer in layers]
+        products = torch.stack([layer.inner_products().cpu() for layer in layers])
+        generator = step_generator(int(state.rank_zero_seed), int(state.timestamp.batch))
+        subsets = self._selector.select(names, products, self._loss / samples, generator)
+        del products
+        for layer, weights, size in zip(layers, subsets.weights, subsets.sizes.tolist(), strict=True):
+            if size < samples:  # the gradient that is there is the mean over the whole batch
+                layer.replace_gradient(weights)
+        self._warn_of_nonfinite(state, subsets)
+        self.chosen = {name: row.nonzero()[:, 0] for name, row in zip(names, subsets.members, strict=True)}
+        if self._policy is not None and subsets.finite and self.batch_size_policy != "fixed":
+            self._loader.resize(self._policy.update(float(subsets.sizes.double().mean()), samples))
+        self._count(subsets, samples)
+        self._log(logger, subsets, samples)
+        self._loader.estimate_length(state)
+        self._overhead_seconds = time.perf_counter() - began
+
+    def _batch_end(self, state: State, logger: Logger) -> None:
+        self._loader.close_epoch(state)
+        overhead = self._overhead_seconds / (time.perf_counter() - self._step_began)
+        logger.log_metrics({"dba/overhead": overhead}, step=int(state.timestamp.batch) - 1)
+
+    # ---- their parts
+
+    def _check_setting(self, state: State) -> None:
+        for other in state.algorithms:
+            if other is not self and isinstance(other, (EDBA, DBA)):
+                raise ValueError(f"DBA beside {type(other).__name__}: both choose samples and size the batch; use one")
+            if isinstance(other, SAM):
+                raise ValueError(
+                    "DBA beside SAM, which makes two gradients a step: it would choose twice. Leave one out"
+                )
+        if state.precision == Precision.AMP_FP8:
+            raise ValueError(
+                "DBA at precision amp_fp8: its per-sample products would be meaningless. Use amp_bf16 or fp32"
+            )
+        if hasattr(state.model.forward, "_torchdynamo_orig_callable"):
+            raise ValueError(
+                "DBA on a compiled model: hooks on its layers see nothing of a compiled pass. Leave out compile_config"
+            )
+
+    def _go_first(self, state: State) -> None:
+        """Move to the end of the algorithms, which Composer runs backwards on AFTER_TRAIN_BATCH."""
+        if state.algorithms[-1] is not self:
+            state.algorithms.remove(self)
+            state.algorithms.append(self)
+
+    def _set_policy(self, first_size: int | None) -> None:
+        if first_size is None:
+            self._policy = None
+            return
+        largest = self._loader.largest_batch
+        maximum = self.max_batch_size if largest is None else min(self.max_batch_size, largest)
+        minimum = min(self.min_batch_size, maximum)
+        if self.batch_size_policy == "fixed":
+            minimum = maximum = first_size
+        elif self._policy is None and not self.min_batch_size <= first_size <= self.max_batch_size:
+            warnings.warn(
+                f"the train_dataloader's batch size {first_size} lies outside of min_batch_size={self.min_batch_size} "
+                f"and max_batch_size={self.max_batch_size}: training starts at "
+                f"{min(max(first_size, minimum), maximum)}. Give DBA bounds that hold {first_size} to start there",
+                stacklevel=2,
+            )
+        before, self._policy = self._policy, ChosenCountPolicy(first_size, minimum, maximum)
+        if before is not None:  # a second fit goes on at the size of the first
+            self._policy.load_state_dict(before.state_dict())
+
+    def _set_distinct(self, state: State) -> None:
+        if self._loader.largest_batch is None:  # no indices
+            self._distinct = None
+            return
+        size = len(state.dataloader.dataset)
+        if self._distinct is None or self._distinct.size != size:
+            self._distinct = DistinctSamples(size)
+
+    def _take_up(self, saved: dict[str, Any], state: State) -> None:
+        self._selector.load_state_dict(saved["selector"])
+        if self._policy is not None and saved["policy"] is not None:
+            self._policy.load_state_dict(saved["policy"])
+        self._loader.load_state_dict(saved["loader"], state)
+        if self._distinct is not None and saved["distinct"] is not None:
+            self._distinct.load_state_dict(saved["distinct"])
+        self.samples_drawn = saved["samples_drawn"]
+        self.samples_chosen = saved["samples_chosen"]
+        self._learned_limit = saved["learned_limit"]
+
+    def _notice_halving(self, state: State) -> None:
+        """Remember a microbatch size that the trainer had to reduce after running out of memory."""
+        size = state.device_train_microbatch_size
+        if self._microbatch_set is not None and size is not None and size < self._microbatch_set:
+            self._learned_limit = self._microbatch_set = int(size)
+
+    def _warn_of_nonfinite(self, state: State, subsets: LayerSubsets) -> None:
+        if self._selector.nonfinite_steps == 1 and not subsets.finite:
+            warnings.warn(
+                f"the loss or a gradient is NaN or infinite at batch {int(state.timestamp.batch)}: such steps train on "
+                "the whole batch, do not enter DBA's averages and are counted as dba/nonfinite_steps",
+                stacklevel=2,
+            )
+
+    def _count(self, subsets: LayerSubsets, samples: int) -> None:
+        self.samples_drawn += samples
+        self.samples_chosen += float(subsets.sizes.double().mean())
+        if self._distinct is not None and self._dataset_indices is not None and len(self._dataset_indices) == samples:
+            used = subsets.members.any(0)
+            self._distinct.add(torch.tensor(self._dataset_indices)[used].numpy())
+
+    def _log(self, logger: Logger, subsets: LayerSubsets, samples: int) -> None:
+        sizes = subsets.sizes.double()
+        average = self._selector.model_average
+        figures: dict[str, float] = {
+            "batch_size": samples,
+            "chosen": float(sizes.mean()),
+            "chosen_least": float(sizes.min()),
+            "chosen_most": float(sizes.max()),
+            "used": int(subsets.members.any(0).sum()),
+            "margin": float(subsets.margins.median()),
+            "model_metric": self._loss / samples,
+            "samples_drawn": self.samples_drawn,
+            "samples_chosen": self.samples_chosen,
+            "nonfinite_steps": self._selector.nonfinite_steps,
+        }
+        if average is not None:
+            figures["model_average"] = average
+        if self._distinct is not None:
+            figures["distinct_samples"] = len(self._distinct)
+        logger.log_metrics({f"dba/{name}": value for name, value in figures.items()})
+
+
+def _loss_value(loss: Any) -> float:
+    """The loss that Composer's trainer makes of what ``model.loss`` gave."""
+    parts = (loss["total"],) if isinstance(loss, dict) and "total" in loss else ensure_tuple(loss)
+    return sum(float(part.detach().mean()) for part in parts)
+
+
+def _check_mean(state: State) -> None:
+    """A mean over samples stays the same when each sample comes twice; a sum doubles."""
+    size = batch_size(state.batch)
+    twice = torch.arange(size).repeat(2)
+    outputs, batch = (index_batch(value, twice, size) for value in (state.outputs, state.batch))
+    with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
+        loss: Callable[[Any, Any], Any] = state.model.loss  # type: ignore[assignment]
+        values = [_loss_value(loss(*pair)) for pair in ((state.outputs, state.batch), (outputs, batch))]
+    if abs(values[0]) < float("inf") and abs(values[1] - values[0]) > 0.01 * abs(values[0]) + 1e-6:
+        raise ValueError(
+            f"the loss is not a mean over the samples: {values[0]:.6g} for {size} samples, but {values[1]:.6g} when "
+            "each of them counts twice. Use reduction='mean'"
+        )
+
+
+def _check_arguments(arguments: dict[str, Any]) -> None:
+    for name, choices in {
+        "batch_size_policy": ("chosen", "fixed"),
+        "search": ("removal", "addition", "both"),
+        "guide": ("norm", "margin"),
+        "criterion": ("margin", "random"),
+    }.items():
+        if arguments[name] not in choices:
+            raise ValueError(f"{name} is {arguments[name]!r}: it must be one of {', '.join(map(repr, choices))}")
+    for name in ("min_subset_size", "min_batch_size", "max_batch_size"):
+        value = arguments[name]
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} is {value!r}: it must be an integer >= 1")
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it must be at least 1")
+    decay = arguments["ema_decay"]
+    if isinstance(decay, bool) or not isinstance(decay, (int, float)):
+        raise TypeError(f"ema_decay is {decay!r}: it must be a number in [0, 1)")
+    if not 0 <= decay < 1:
+        raise ValueError(f"ema_decay is {decay}: it must be at least 0 and below 1")
+    smallest, largest = arguments["min_batch_size"], arguments["max_batch_size"]
+    if smallest > largest:
+        raise ValueError(f"min_batch_size is {smallest} and max_batch_size is {largest}: the first must not exceed it")
+    if arguments["min_subset_size"] > largest:
+        raise ValueError(
+            f"min_subset_size is {arguments['min_subset_size']} and max_batch_size is {largest}: no batch could ever "
+            "be chosen from; min_subset_size must not exceed max_batch_size"
+        )

@@ -1,0 +1,245 @@
+"""DBA's choice: for each layer its own subset of the batch, by removing or adding one sample after the other.
+
+The source (Simionescu, Stoica and Herscovici, "Dynamic Batch Adaptation", 2022) is known to us by its abstract and by
+what EDBA's paper says of it; what both leave open is said where it is decided. Pure torch, no framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from composer_edba.method.choice import Criterion
+from composer_edba.method.equation import margin_loss
+
+__all__ = ["Guide", "LayerSubsetSelector", "LayerSubsets", "Search", "search_subsets"]
+
+Search = Literal["removal", "addition", "both"]
+Guide = Literal["norm", "margin"]
+
+
+@dataclass(frozen=True)
+class LayerSubsets:
+    """The chosen subset of each of L layers.
+
+    Attributes:
+        members: which samples, bool (L, B), on the CPU.
+        gradient_metrics: G_l(S_l), the norms of the layers' mean gradients over their subsets, float64 (L,).
+        margins: equation 1 for them, float64 (L,); 0 where a layer has no average yet.
+        finite: False if the loss or a gradient was NaN or infinite; then every layer has the whole batch.
+    """
+
+    members: Tensor
+    gradient_metrics: Tensor
+    margins: Tensor
+    finite: bool
+
+    @property
+    def sizes(self) -> Tensor:
+        """Numbers of chosen samples, int64 (L,)."""
+        return self.members.sum(1)
+
+    @property
+    def weights(self) -> Tensor:
+        """What makes a sum over the batch the mean over a layer's subset: 1 / |S_l| inside, 0 outside; (L, B)."""
+        return self.members / self.sizes.unsqueeze(1)
+
+
+def search_subsets(
+    inner_products: Tensor,
+    model_metric: float,
+    model_average: float,
+    gradient_averages: Tensor,
+    *,
+    search: Search = "removal",
+    guide: Guide = "norm",
+    min_subset_size: int = 10,
+) -> Tensor:
+    """Change the subsets by one sample at a time, always the most helpful one, until none helps.
+
+    The margin of layer l is equation 1, |(M - M̄) / (G_l(S) - Ḡ_l) - 1|, with G_l(S) = ‖(1/|S|) Σ_{i∈S} g_i‖ over the
+    layer's gradients. It is zero at G* = Ḡ_l + M - M̄ and has a pole at Ḡ_l. A subset whose norm lies on the other side
+    of the pole can lower its margin by going away from both, towards 1, so a search that looks at the margin alone
+    stays on that side. Hence ``guide="norm"``: each flip is the one that brings G_l closest to G*, and of the subsets
+    passed on the way, the first included, the one of least margin is chosen.
+
+    Flipping sample i changes ‖Σ_S g‖² by ± 2 ⟨g_i, Σ_S g⟩ + ‖g_i‖², so all B flips of a layer cost O(B), and B of them
+    O(B²), as much as reading the inner products once.
+
+    Args:
+        inner_products: ⟨g_i, g_j⟩ of each layer, (L, B, B).
+        model_metric: M, the mean loss of the batch.
+        model_average: M̄.
+        gradient_averages: Ḡ_l, (L,).
+        search: ``"removal"``, the default, takes samples out of the whole batch; ``"addition"`` starts with the most
+            helpful one and puts others in; ``"both"`` starts with the whole batch and does either.
+        guide: ``"norm"``, the default, or ``"margin"``: each flip is the one that lowers the margin most.
+        min_subset_size: smallest subset, at least 1; ``"addition"`` reaches it whether that helps or not. Default 10.
+
+    Returns:
+        Members, bool (L, B), on the CPU. A subset of zero gradient, which trains nothing, is never preferred.
+    """
+    # Running sums cancel: float64. On the CPU: a GPU would have to be waited for at every flip.
+    products = inner_products.to("cpu", torch.float64)
+    layers, samples = products.shape[:2]
+    every = torch.arange(layers)
+    least = min(min_subset_size, samples)
+    averages = gradient_averages.to("cpu", torch.float64).unsqueeze(1)
+    own = products.diagonal(dim1=1, dim2=2)
+
+    def judged(squares: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Margins, and what the next flip shall make small."""
+        norms = squares.clamp_min(0).sqrt() / sizes
+        margins = margin_loss(model_metric, norms, model_average, averages)  # type: ignore[arg-type]
+        margins = torch.where(norms > 0, margins, torch.inf)
+        if guide == "margin":
+            return margins, margins
+        distances = (norms - averages - (model_metric - model_average)).abs()
+        return margins, torch.where(norms > 0, distances, torch.inf)
+
+    if search == "addition":
+        members = torch.zeros(layers, samples, dtype=torch.bool)
+        members[every, judged(own, torch.ones_like(own))[1].argmin(1)] = True
+    else:
+        members = torch.ones(layers, samples, dtype=torch.bool)
+    with_sum = (products * members.unsqueeze(1)).sum(2)  # ⟨g_i, Σ_S g⟩
+    square = (with_sum * members).sum(1, keepdim=True)
+    size = members.sum(1, keepdim=True)
+    best, (best_margin, goal) = members.clone(), (figures.clone() for figures in judged(square, size))
+    active = torch.ones(layers, dtype=torch.bool)
+    while active.any():
+        sign = torch.where(members, -1.0, 1.0)
+        allowed = members & (size > least)
+        if search == "addition":
+            allowed = ~members
+        elif search == "both":
+            allowed |= ~members
+        flipped = square + 2 * sign * with_sum + own
+        margins, goals = judged(flipped, (size + sign).clamp_min(1))
+        # A subset that is too small takes something in even if every margin is infinite.
+        at = torch.where(allowed, goals.clamp_max(torch.finfo(goals.dtype).max), torch.inf).argmin(1)
+        grows = size[:, 0] < least
+        active &= ((goals[every, at] < goal[:, 0]) | grows) & allowed[every, at]
+        rows, chosen = every[active], at[active]
+        step = sign[rows, chosen]
+        square[rows, 0] = flipped[rows, chosen]
+        with_sum[rows] += step.unsqueeze(1) * products[rows, chosen]
+        size[rows, 0] += step.long()
+        members[rows, chosen] = ~members[rows, chosen]
+        goal[rows, 0] = goals[rows, chosen]
+        better = rows[(margins[rows, chosen] < best_margin[rows, 0]) | grows[rows]]
+        best[better] = members[better]
+        best_margin[better, 0] = margins[better, at[better]]
+    return best
+
+
+class LayerSubsetSelector:
+    """Chooses the layers' subsets step after step: the search and the running averages around it.
+
+    On the first step, and for a layer that was not there before, the subset is the whole batch and starts the average.
+
+    Args:
+        ema_decay: decay of the averages, in [0, 1).
+        min_subset_size: smallest subset.
+        search: see :func:`search_subsets`.
+        guide: see there.
+        criterion: ``"margin"``, or ``"random"``, the control: each layer gets as many samples as the search chose,
+            but random ones.
+
+    Attributes:
+        model_average: M̄; None before the first finite step.
+        gradient_averages: Ḡ_l by the name of the layer.
+        nonfinite_steps: batches so far whose loss or gradients were NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        *,
+        ema_decay: float = 0.9,
+        min_subset_size: int = 10,
+        search: Search = "removal",
+        guide: Guide = "norm",
+        criterion: Criterion = "margin",
+    ):
+        self.ema_decay = ema_decay
+        self.min_subset_size = min_subset_size
+        self.search: Search = search
+        self.guide: Guide = guide
+        self.criterion: Criterion = criterion
+        self.model_average: float | None = None
+        self.gradient_averages: dict[str, float] = {}
+        self.nonfinite_steps = 0
+
+    def select(
+        self, names: Sequence[str], inner_products: Tensor, model_metric: float, generator: torch.Generator
+    ) -> LayerSubsets:
+        """Choose a subset for each layer, then take its metrics into the averages.
+
+        Args:
+            names: of the L layers.
+            inner_products: ⟨g_i, g_j⟩ of each, (L, B, B).
+            model_metric: M, the mean loss of the batch.
+            generator: CPU generator, for ``criterion="random"``.
+        """
+        products = inner_products.to("cpu", torch.float64)
+        everything = torch.ones(products.shape[:2], dtype=torch.bool)
+        # A sum is finite only if every term is.
+        finite = bool(torch.isfinite(products.sum() + model_metric))
+        known = torch.tensor([self.model_average is not None and name in self.gradient_averages for name in names])
+        averages = torch.tensor([self.gradient_averages.get(name, 0.0) for name in names], dtype=torch.float64)
+        members = everything
+        if finite and self.model_average is not None and known.any():
+            members = everything.clone()
+            members[known] = search_subsets(
+                products[known],
+                model_metric,
+                self.model_average,
+                averages[known],
+                search=self.search,
+                guide=self.guide,
+                min_subset_size=self.min_subset_size,
+            )
+            if self.criterion == "random":
+                ranks = torch.rand(members.shape, generator=generator).argsort(1).argsort(1)
+                members = ranks < members.sum(1, keepdim=True)
+        metrics = _gradient_metrics(products, members)
+        margins = torch.zeros_like(metrics)
+        if self.model_average is not None:
+            found = margin_loss(model_metric, metrics, self.model_average, averages)  # type: ignore[arg-type]
+            margins = torch.where(known, found, margins)
+        if finite:
+            self._take(names, metrics, model_metric)
+        else:
+            self.nonfinite_steps += 1
+        return LayerSubsets(members, metrics, margins, finite)
+
+    def _take(self, names: Sequence[str], metrics: Tensor, model_metric: float) -> None:
+        decay = self.ema_decay
+        before = model_metric if self.model_average is None else self.model_average
+        self.model_average = decay * before + (1 - decay) * model_metric
+        for name, metric in zip(names, metrics.tolist(), strict=True):
+            self.gradient_averages[name] = decay * self.gradient_averages.get(name, metric) + (1 - decay) * metric
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages and counts, as plain values."""
+        return {
+            "model_average": self.model_average,
+            "gradient_averages": dict(self.gradient_averages),
+            "nonfinite_steps": self.nonfinite_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        self.model_average = state["model_average"]
+        self.gradient_averages = dict(state["gradient_averages"])
+        self.nonfinite_steps = state["nonfinite_steps"]
+
+
+def _gradient_metrics(products: Tensor, members: Tensor) -> Tensor:
+    inside = members.to(products.dtype)
+    squares = torch.einsum("li,lij,lj->l", inside, products, inside)
+    return squares.clamp_min(0).sqrt() / inside.sum(1)

@@ -1,0 +1,103 @@
+"""Finding the module, if there is one, in which a sample's output depends on the other samples of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from composer_edba.loading.batch import batch_size, index_batch
+from composer_edba.scoring.side_effects import without_side_effects
+
+__all__ = ["check_samples_stay_apart"]
+
+# Samples that the check runs on.
+_PROBE_SIZE = 8
+
+_INSTEAD = (
+    "Use GroupNorm, LayerNorm or InstanceNorm instead, or EDBA, which needs the last layer's per-sample gradients alone"
+)
+
+
+def check_samples_stay_apart(model: nn.Module, batch: Any) -> None:
+    """Refuse a network that mixes samples while training, for then a sample has no gradient of its own.
+
+    Batch normalisation is known. Anything else is found by trying: the first sample goes through the network with its
+    neighbours and with copies of itself, dropout's masks being the same, and what comes out must be the same. Nothing
+    that the network remembers changes.
+
+    Args:
+        model: the network; ``model(batch)`` gives the outputs.
+        batch: two samples or more, on its device; with one, only batch normalisation is looked for.
+
+    Raises:
+        ValueError: names the module and what to use instead.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            raise ValueError(
+                f"module {name!r} ({type(module).__name__}) normalises over the samples of the batch, so none of them "
+                f"has a gradient of its own. {_INSTEAD}"
+            )
+    size = batch_size(batch)
+    if size < 2:
+        return
+    probe = torch.arange(min(size, _PROBE_SIZE))
+    training = [module for module in model.modules() if module.training]
+    with without_side_effects(model), torch.no_grad():
+        for module in training:  # not model.train(), which would wake frozen modules
+            module.training = True
+        traces = [_trace(model, index_batch(batch, indices, size)) for indices in (probe, torch.zeros_like(probe))]
+    for (name, module, inputs, output), (_, _, twin_inputs, twin_output) in zip(*traces, strict=False):
+        if _same(inputs, twin_inputs) and not _same(output, twin_output):
+            raise ValueError(
+                f"module {name or 'the model'!r} ({type(module).__name__}) mixes samples: the output for one of them "
+                f"depends on the others in the batch, so none has a gradient of its own. {_INSTEAD}"
+            )
+
+
+_Trace = list[tuple[str, nn.Module, list[Tensor], list[Tensor]]]
+
+
+def _trace(model: nn.Module, batch: Any) -> _Trace:
+    """The first sample's rows of what goes in and out of every module, in the order in which the modules finish."""
+    size, calls = batch_size(batch), []
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            calls.append((name, module, _first_rows((args, kwargs), size), _first_rows(output, size)))
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in model.named_modules()]
+    torch.manual_seed(0)  # the caller preserves the random streams
+    try:
+        model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _first_rows(value: Any, size: int) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value[0].detach().clone()] if value.ndim > 0 and len(value) == size else []
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return []
+    return [row for part in value for row in _first_rows(part, size)]
+
+
+def _same(rows: list[Tensor], others: list[Tensor]) -> bool:
+    return len(rows) == len(others) and all(
+        row.shape == other.shape
+        and torch.allclose(
+            row.double(), other.double(), rtol=1e-3, atol=1e-4 * float(row.double().abs().max() + 1e-12), equal_nan=True
+        )
+        for row, other in zip(rows, others, strict=True)
+        if row.numel() > 0
+    )

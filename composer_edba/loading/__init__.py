@@ -1,0 +1,1 @@
+"""Batches: their nesting, the sampler that resizes them, and what ranks hold of them."""

@@ -1,0 +1,126 @@
+"""EDBA for a training loop written by hand: a loader that yields chosen subsets."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from typing_extensions import Unpack
+
+from composer_edba.engine import PoolSelection, Settings
+
+__all__ = ["SubsetLoader"]
+
+
+class SubsetLoader:
+    """Yields, for every batch of a DataLoader, the subset that EDBA chooses for the model as it is then.
+
+    Each pass draws every sample of the loader once; the batches change their size as training goes on. The loader
+    itself stays as it is. Batches come as the loader gives them, with fewer samples. On several ranks
+    (DistributedDataParallel) all ranks choose one subset together, equally many samples each.
+
+    Args:
+        loader: the DataLoader. One that cannot be resized (``batch_size=None``, a batch sampler of its own, no
+            DataLoader) gets selection only, and a warning.
+        model: the network that is trained, also inside of DistributedDataParallel.
+        loss_fn: ``loss_fn(outputs, target)``, a scalar: the mean over the samples.
+        split: turns a batch into ``(inputs, target)`` on the model's device. None: the batch is such a pair.
+        forward: ``forward(model, inputs)`` gives what the loss takes. None: ``model(inputs)``.
+        precision: gives the autocast context that the training forward runs in, for example
+            ``lambda: torch.autocast("cuda", dtype=torch.bfloat16)``. None: none.
+        optimizer: whose learning rate ``batch_size_policy="loss"`` goes by; give it where a schedule changes that.
+            None: the learning rate counts as constant.
+        settings: see :class:`~composer_edba.engine.Settings`.
+
+    Raises:
+        ValueError: if a setting is out of its range, the loader is empty, or the named last layer is none of the
+            model's; on the first batch, if the loss is no mean over the samples.
+        TypeError: if a setting has a wrong type, or there is no such setting.
+
+    Example:
+        >>> loader = SubsetLoader(loader, model, loss_fn)
+        >>> for inputs, target in loader:
+        ...     optimizer.zero_grad()
+        ...     loss_fn(model(inputs), target).backward()
+        ...     optimizer.step()
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader,
+        model: nn.Module,
+        loss_fn: Callable[[Any, Any], Tensor],
+        *,
+        split: Callable[[Any], tuple[Any, Any]] | None = None,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        precision: Callable[[], contextlib.AbstractContextManager] | None = None,
+        optimizer: Optimizer | None = None,
+        **settings: Unpack[Settings],
+    ):
+        self._selection = PoolSelection(
+            model,
+            loss_fn,
+            split=self._pair if split is None else split,
+            forward=forward,
+            precision=precision,
+            optimizer=optimizer,
+            **settings,
+        )
+        self._given = loader
+        self._loader = self._selection.resizable(loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass over the data; after :meth:`load_state_dict`, what was left of the interrupted one."""
+        for pool in self._selection.rest_of_pass(self._loader):
+            yield self._selection.choose(pool)
+
+    def __len__(self) -> int:
+        """Batches in a pass, with those to come at the present size."""
+        return len(self._loader)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What is known of the last step: ``batch_size``, ``subset_size``; ``margin`` and metrics if it was scored."""
+        return self._selection.figures
+
+    @property
+    def batch_size(self) -> int | None:
+        """Size of the batches drawn from now on, in samples a rank; None if it cannot change."""
+        return self._selection.batch_size
+
+    @property
+    def dataset(self) -> Any:
+        """The loader's data set."""
+        return self._given.dataset
+
+    @property
+    def sampler(self) -> Any:
+        """The loader's own sampler, for ``loader.sampler.set_epoch(epoch)``."""
+        return self._given.sampler
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on, also inside of a pass; plain values. Random streams are the caller's."""
+        return self._selection.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: if it is from inside a pass and this loader's passes are others.
+        """
+        self._selection.load_state_dict(state)
+        self._loader = self._selection.resizable(self._given)
+
+    def _pair(self, batch: Any) -> tuple[Any, Any]:
+        if not isinstance(batch, (list, tuple)) or len(batch) != 2:
+            found = (
+                f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (list, tuple)) else type(batch).__name__
+            )
+            raise ValueError(f"the batch is a {found}, not a pair (inputs, target): say by split= which is which")
+        device = self._selection.device
+        inputs, target = (part.to(device) if hasattr(part, "to") else part for part in batch)
+        return inputs, target

@@ -1,0 +1,291 @@
+"""The scoring forward: the last layer's inputs and output gradients of a pool, with no side effect on the model."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer_edba.loading.batch import batch_size, index_batch
+from composer_edba.loading.parts import balanced_parts
+from composer_edba.method.equation import gradient_inner_products
+from composer_edba.scoring.last_layer import check_last_layer, find_last_layer, named_last_layer, positions_last
+from composer_edba.scoring.memory import check_score_memory
+from composer_edba.scoring.side_effects import BatchNormStatistics, without_side_effects
+
+__all__ = ["PoolScores", "Scorer", "mean_loss"]
+
+Run = Callable[[Any], Any]  # a batch -> its loss
+
+# Samples that the check of the loss runs on.
+_PROBE_SIZE = 8
+
+
+@dataclass(frozen=True)
+class PoolScores:
+    """What the scoring forward found out about a pool of B samples.
+
+    Attributes:
+        inputs: last-layer inputs h, (B, F) or (B, T..., F).
+        output_grads: gradients d of each sample's own loss by the last layer's output, (B, C) or (B, T..., C).
+        model_metric: M, the mean loss, a scalar on the model's device.
+        bias: whether the last layer has a bias.
+    """
+
+    inputs: Tensor
+    output_grads: Tensor
+    model_metric: Tensor
+    bias: bool
+
+    def inner_products(self) -> Tensor:
+        """⟨g_i, g_j⟩, (B, B); see :func:`composer_edba.functional.gradient_inner_products`."""
+        return gradient_inner_products(self.inputs, self.output_grads, self.bias)
+
+
+class Scorer:
+    """Runs scoring forwards over pools.
+
+    A sample's gradient is B times its part of the gradient of the pool's mean loss. If that is a mean over the samples,
+    it is the gradient of the sample's own loss. If it is a mean over all positions (tokens, pixels) that count, with
+    padding and ``ignore_index`` left out, a sample with n of the pool's N counts B n / N times its own mean loss: as in
+    training, where a longer sample weighs more, and not the mean of means that no training step follows. The mean over
+    the pool is then exactly the pool's gradient, and that over a subset the subset's gradient times its samples' mean n
+    over the pool's. In chunks the same holds for each chunk, as it does for Composer's microbatches.
+
+    Args:
+        last_layer: the layer whose gradients count, a module or its name in the model; None: the Linear or 1x1
+            convolution that the first scoring forward calls last.
+        batch_norm: ``"pool"`` or ``"running"``, see :func:`without_side_effects`. Default ``"pool"``.
+
+    Attributes:
+        chunk_limit: most samples in one forward; None: the whole pool at once. Batch normalisation uses the statistics
+            of what goes through at once. Halved whenever memory runs out.
+        least_samples: fewest samples that may go through at once: batch normalisation needs two, ghost batch
+            normalisation as many as its ghost batch has.
+    """
+
+    def __init__(self, last_layer: nn.Module | str | None = None, batch_norm: BatchNormStatistics = "pool"):
+        self.last_layer = last_layer
+        self.batch_norm = batch_norm
+        self.chunk_limit: int | None = None
+        self.least_samples = 2
+        self._layer: nn.Module | None = None
+        self._checked: nn.Module | None = None
+        self._shapes: tuple[torch.Size, torch.Size, torch.device] | None = None  # of the last inputs and gradients
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: Any,
+        loss: Callable[[Any, Any], Any],
+        *,
+        prepare: Callable[[Any], Any] | None = None,
+        precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ) -> PoolScores:
+        """Score ``batch``, which is on the model's device.
+
+        Args:
+            model: the network that holds the last layer; ``model(batch)`` gives the outputs.
+            batch: B samples.
+            loss: ``loss(outputs, batch)``, a scalar that is the mean over the samples.
+            prepare: turns each chunk into what the model and the loss take; None: nothing to do.
+            precision: gives the autocast context to run in, if any.
+
+        Raises:
+            ValueError: if no last layer is found, its output has no batch dimension, or the loss is no mean.
+        """
+
+        run = _runner(model, loss, prepare, precision)
+        size = batch_size(batch)
+        with without_side_effects(model, self.batch_norm):
+            while True:
+                try:
+                    if self._checked is not model:
+                        self._prepare(model, batch, size, run)
+                    return self._score_in_chunks(batch, size, run)
+                except RuntimeError as error:
+                    chunk = max(balanced_parts(size, self.chunk_limit, self.least_samples))
+                    smaller = max(self.least_samples, chunk // 2)
+                    if not _is_out_of_memory(error) or smaller in (chunk, self.chunk_limit):
+                        raise
+                    self.chunk_limit = smaller
+                # Outside the handler, whose traceback keeps the failed forward's tensors alive.
+                torch.cuda.empty_cache()
+                warnings.warn(f"scoring ran out of memory and goes on in chunks of {self.chunk_limit}", stacklevel=2)
+
+    def find_layer(
+        self,
+        model: nn.Module,
+        batch: Any,
+        loss: Callable[[Any, Any], Any],
+        *,
+        prepare: Callable[[Any], Any] | None = None,
+        precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ) -> nn.Module:
+        """The layer whose gradients count, found and checked on a part of ``batch`` once a model, without scoring it.
+
+        Arguments and errors are those of a call.
+        """
+        if self._checked is not model:
+            with without_side_effects(model, self.batch_norm):
+                self._prepare(model, batch, batch_size(batch), _runner(model, loss, prepare, precision))
+        assert self._layer is not None
+        return self._layer
+
+    @property
+    def positions(self) -> int:
+        """Positions of a sample (tokens, pixels) at which the layer was applied when it was last called."""
+        return 1 if self._shapes is None else self._shapes[0][1:-1].numel()
+
+    def _prepare(self, model: nn.Module, batch: Any, size: int, run: Run) -> None:
+        """Find the last layer and check it and the loss, once a model: other algorithms may have changed it before."""
+        # Twice the probe must fit wherever a chunk does.
+        most = size if self.chunk_limit is None else min(size, self.chunk_limit)
+        probe_size = min(size, max(self.least_samples, min(most // 2, _PROBE_SIZE)))
+        probe = index_batch(batch, torch.arange(probe_size), size)
+        if isinstance(self.last_layer, str):
+            self._layer = named_last_layer(model, self.last_layer)
+        elif self.last_layer is not None:
+            check_last_layer(model, self.last_layer)
+            self._layer = self.last_layer
+        else:
+            self._layer = find_last_layer(model, lambda: run(probe))
+        self._score(probe, probe_size, run)  # raises if shapes or loss do not fit
+        self._check_mean(probe, probe_size, run)
+        self._checked = model
+
+    def _check_mean(self, probe: Any, size: int, run: Run) -> None:
+        """A mean over samples stays the same when each sample comes twice; a sum doubles."""
+        assert self._layer is not None
+        outputs: list[Tensor] = []
+        calls = 0
+
+        def record(module: nn.Module, args: Any, output: Tensor) -> None:
+            outputs.append(output)
+
+        def repeat(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            # The recorded outputs once more: a network that draws random numbers would give others.
+            nonlocal calls
+            calls += 1
+            return torch.cat([outputs[calls - 1]] * 2)
+
+        values = []
+        for hook, copies in ((record, 1), (repeat, 2)):
+            handle = self._layer.register_forward_hook(hook)
+            try:
+                with torch.no_grad():
+                    values.append(mean_loss(run(index_batch(probe, torch.arange(size).repeat(copies), size))))
+            finally:
+                handle.remove()
+        once, twice = torch.stack(values).tolist()
+        if abs(once) < float("inf") and abs(twice - once) > 0.01 * abs(once) + 1e-6:
+            raise ValueError(
+                f"the loss is not a mean over the samples: {once:.6g} for {size} samples, but {twice:.6g} when each of "
+                "them counts twice. Use reduction='mean'"
+            )
+
+    def _score_in_chunks(self, batch: Any, size: int, run: Run) -> PoolScores:
+        self._check_memory(size)
+        sizes = balanced_parts(size, self.chunk_limit, self.least_samples)
+        if len(sizes) == 1:
+            return self._score(batch, size, run)
+        parts, shares, start = [], [], 0
+        for chunk in sizes:
+            part = self._score(index_batch(batch, slice(start, start + chunk), size), chunk, run)
+            self._check_memory(size)  # longer sequences than the last pool's show in the first part
+            parts.append(part)
+            shares.append(chunk / size)
+            start += chunk
+        return PoolScores(
+            torch.cat([part.inputs for part in parts]),
+            torch.cat([part.output_grads for part in parts]),
+            torch.stack([part.model_metric * share for part, share in zip(parts, shares, strict=True)]).sum(),
+            parts[0].bias,
+        )
+
+    def _check_memory(self, size: int) -> None:
+        """Judge a pool by the shapes of what was scored last."""
+        assert self._shapes is not None
+        inputs, outputs, device = self._shapes
+        check_score_memory(size, outputs[1:-1].numel(), inputs[-1], outputs[-1], device)
+
+    def _score(self, batch: Any, size: int, run: Run) -> PoolScores:
+        layer = self._layer
+        assert layer is not None
+        inputs: list[Tensor] = []
+        leaves: list[Tensor] = []
+
+        def cut(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            """Start the autograd graph at this layer's output: what comes after it is part of the loss."""
+            if output.ndim < 2 or output.shape[0] != size:
+                raise ValueError(
+                    f"the last layer's output has shape {tuple(output.shape)} for a batch of {size} samples: its first "
+                    "dimension must be the batch. Name another layer with last_layer"
+                )
+            # Under autocast a float32 leaf keeps softmax and gradients out of half precision.
+            autocast = torch.is_autocast_enabled(output.device.type)
+            leaf = (output.float() if autocast else output).detach().requires_grad_()
+            inputs.append(args[0].detach())
+            leaves.append(leaf)
+            torch.set_grad_enabled(True)
+            return leaf
+
+        handle = layer.register_forward_hook(cut)
+        try:
+            # The hook turns grad mode on for the rest of the forward; this context puts it back.
+            with torch.set_grad_enabled(False):
+                value = mean_loss(run(batch))
+                if not value.requires_grad:
+                    why = "does not depend on its output" if leaves else "is computed without calling it"
+                    raise ValueError(f"last_layer ({type(layer).__name__}): the loss {why}. Name another layer")
+                grads = torch.autograd.grad(value, leaves)
+        finally:
+            handle.remove()
+        h = [positions_last(layer, tensor) for tensor in inputs]
+        d = [_at_least_float32(positions_last(layer, tensor)) * size for tensor in grads]
+        if len(leaves) > 1:  # called several times: the calls are further positions
+            h = [torch.cat([t.reshape(size, -1, t.shape[-1]) for t in h], 1)]
+            d = [torch.cat([t.reshape(size, -1, t.shape[-1]) for t in d], 1)]
+        self._shapes = h[0].shape, d[0].shape, d[0].device
+        return PoolScores(_at_least_float32(h[0]), d[0], _at_least_float32(value.detach()), layer.bias is not None)
+
+
+def _runner(
+    model: nn.Module,
+    loss: Callable[[Any, Any], Any],
+    prepare: Callable[[Any], Any] | None,
+    precision: Callable[[], contextlib.AbstractContextManager],
+) -> Run:
+    def run(chunk: Any) -> Any:
+        chunk = chunk if prepare is None else prepare(chunk)
+        with precision():
+            return loss(model(chunk), chunk)
+
+    return run
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def mean_loss(value: Any) -> Tensor:
+    """The loss as one scalar: a tuple's sum, a dict's ``total``, as in Composer's trainer."""
+    if isinstance(value, dict):
+        value = value["total"] if "total" in value else tuple(value.values())
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    for part in parts:
+        if not isinstance(part, Tensor) or part.ndim != 0:
+            found = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"type {type(part).__name__}"
+            raise ValueError(
+                f"the loss has {found}: EDBA needs a scalar tensor, the mean over the samples (reduction='mean')"
+            )
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum()
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()

@@ -1,0 +1,43 @@
+"""Each sample's own loss, from a loss that only gives the mean over a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from composer_edba.scoring.forward import mean_loss
+
+__all__ = ["sample_losses"]
+
+
+def sample_losses(loss: Callable[[Any, Any], Any], outputs: Any, batch: Any, size: int) -> Tensor | None:
+    """The losses of ``size`` batches of one sample each: ``loss`` mapped over the samples by torch.func.vmap.
+
+    Args:
+        loss: ``loss(outputs, batch)``, the mean over the samples.
+        outputs: the network's outputs; tensors in it whose first dimension is ``size`` hold the samples.
+        batch: the batch, in the same way.
+        size: B.
+
+    Returns:
+        float32 (B,), without a graph; None if the loss cannot be mapped: it looks at values, works in place, draws
+        random numbers, or does not take a batch of one.
+    """
+    leaves, structure = pytree.tree_flatten((outputs, batch))
+    mapped = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == size for leaf in leaves]
+
+    def of_one(*samples: Tensor) -> Tensor:
+        rows = iter(samples)
+        parts = [next(rows).unsqueeze(0) if each else leaf for leaf, each in zip(leaves, mapped, strict=True)]
+        return mean_loss(loss(*pytree.tree_unflatten(parts, structure)))
+
+    try:
+        with torch.no_grad():
+            tensors = [leaf.detach() for leaf, each in zip(leaves, mapped, strict=True) if each]
+            return torch.func.vmap(of_one)(*tensors).float()
+    except Exception:  # whatever a loss raises that was not written for this
+        return None

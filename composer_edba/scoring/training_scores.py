@@ -1,0 +1,136 @@
+"""The last layer's inputs and output gradients as a training step itself makes them: no forward of their own."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer_edba.scoring.last_layer import single_position
+
+__all__ = ["TrainingScores"]
+
+
+@dataclass
+class _Microbatch:
+    """What one forward and its backward gave."""
+
+    inputs: Tensor | None = None
+    output_grads: Tensor | None = None
+    losses: Tensor | None = None
+
+
+class TrainingScores:
+    """Watches a layer while the network trains: its inputs h, and the training loss derived by its outputs.
+
+    A step is any number of microbatches, each a forward and a backward. Nothing about the training changes. What is
+    kept is what the step saw: augmented, with dropout on, with the loss as other algorithms changed it.
+    """
+
+    def __init__(self) -> None:
+        self._layer: nn.Module | None = None
+        self._handle: Any = None
+        self._parts: list[_Microbatch] = []
+        self._open = False
+        self._was_called = False
+        self._recompiled = False
+
+    def watch(self, layer: nn.Module) -> None:
+        """Put a hook on ``layer``, unless there is one; on another layer it is taken off."""
+        if self._layer is layer:
+            return
+        self.unwatch()
+        self._layer = layer
+        # In a compiled network the graph breaks here, so that the hook sees real tensors.
+        self._handle = layer.register_forward_hook(torch.compiler.disable(self._keep))
+
+    def unwatch(self) -> None:
+        """Leave no hook and no tensor behind."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._layer, self._handle, self._parts, self._open = None, None, [], False
+        self._was_called = self._recompiled = False
+
+    def begin_step(self) -> None:
+        """Forget the last step, or the part of this one that ran out of memory."""
+        self._parts, self._open = [], False
+
+    def begin_forward(self) -> None:
+        """The next microbatch's forward comes now."""
+        self._parts.append(_Microbatch())
+        self._open = True
+
+    def end_forward(self) -> None:
+        """It is over: what calls the layer from now on (checkpointed activations, evaluation) is none of the step's."""
+        self._open = False
+
+    @property
+    def samples(self) -> int | None:
+        """Samples of the present microbatch that went through the layer; None: it was not called."""
+        inputs = self._parts[-1].inputs
+        return None if inputs is None else len(inputs)
+
+    def add_losses(self, losses: Tensor) -> None:
+        """Each sample's loss in the present microbatch, (B,), or a scalar that stands for all of them."""
+        self._parts[-1].losses = losses.detach().float()
+
+    def rows(self, factor: Tensor | float) -> Tensor | None:
+        """h, d and the loss of the step's samples side by side, in their order, float32 (B, F + C + 1).
+
+        Args:
+            factor: d is the gradient of the scaled training loss times this.
+
+        Returns:
+            The rows; None for one step of a network that was compiled without the hook, which is compiled anew.
+
+        Raises:
+            ValueError: if the layer was not called, or the loss does not depend on it.
+        """
+        assert self._layer is not None
+        parts, self._parts = self._parts, []
+        if not self._was_called and not self._recompiled and "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
+            self._recompiled = True
+            return None
+        rows = []
+        for part in parts:
+            if part.inputs is None or part.output_grads is None:
+                what = "was not called in the training forward" if part.inputs is None else "got no gradient"
+                raise ValueError(f"last_layer ({type(self._layer).__name__}) {what}: name another layer")
+            assert part.losses is not None
+            losses = part.losses.expand(len(part.inputs)).unsqueeze(1)
+            rows.append(torch.cat([part.inputs, part.output_grads * factor, losses], 1))
+        return torch.cat(rows)
+
+    @property
+    def features(self) -> int:
+        """F, the layer's inputs a sample."""
+        layer = self._layer
+        assert layer is not None
+        return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)  # type: ignore[arg-type]
+
+    @property
+    def bias(self) -> bool:
+        """Whether the layer has a bias."""
+        return self._layer is not None and self._layer.bias is not None
+
+    def _keep(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if not self._open or not output.requires_grad:
+            return
+        self._was_called = True
+        part = self._parts[-1]
+        if part.inputs is not None:
+            raise ValueError(
+                f"last_layer ({type(module).__name__}) is called more than once in a forward: scoring='cached' keeps "
+                "one position a sample. Use scoring='forward', or name another layer"
+            )
+        # Copies: a view would keep all of the activations that it is a part of.
+        part.inputs = single_position(module, args[0]).detach().to(torch.float32, copy=True)
+
+        def keep_grad(grad: Tensor) -> None:
+            part.output_grads = single_position(module, grad).detach().to(torch.float32, copy=True)
+
+        output.register_hook(keep_grad)

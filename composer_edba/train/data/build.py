@@ -1,0 +1,258 @@
+"""Data sets by name, as Composer data specifications."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from composer_edba.train.data.label_noise import with_label_noise
+from composer_edba.train.data.splits import LabelledDataset, Splits
+from composer_edba.train.data.subset import stratified_subset
+from composer_edba.train.data.tensor_dataset import BatchTensorDataset, identity_collate
+
+if TYPE_CHECKING:
+    from composer.core import DataSpec
+
+
+@dataclass(frozen=True)
+class Data:
+    """Loaders of a data set and what a model must know about it.
+
+    Attributes:
+        train: Shuffled, augmented training batches ``[x, y]``: float32 ``(B, C, H, W)`` and int64 ``(B,)``.
+        eval: Evaluation batches in order, the same shapes.
+        num_classes: Classes.
+        in_channels: C.
+        train_size: Training samples, all ranks together: the size of the subset where one was asked for.
+        eval_size: Evaluation samples, all ranks together.
+        validation: Held-out training samples in order, not augmented, shaped like ``eval``; None if there are none.
+    """
+
+    train: DataSpec
+    eval: DataSpec
+    num_classes: int
+    in_channels: int
+    train_size: int
+    eval_size: int
+    validation: DataSpec | None = None
+
+
+def _digits(root: None, download: bool, augment: bool, image_size: None) -> Splits:
+    from composer_edba.train.data.digits import digits_splits
+
+    return digits_splits()
+
+
+def _cifar10(root: Path, download: bool, augment: bool, image_size: int | None) -> Splits:
+    from composer_edba.train.data.cifar import cifar_splits
+
+    return cifar_splits(10, root, download, augment, 32 if image_size is None else image_size)
+
+
+def _cifar100(root: Path, download: bool, augment: bool, image_size: int | None) -> Splits:
+    from composer_edba.train.data.cifar import cifar_splits
+
+    return cifar_splits(100, root, download, augment, 32 if image_size is None else image_size)
+
+
+def _fashion_mnist(root: Path | None, download: bool, augment: bool, image_size: None) -> Splits:
+    from composer_edba.train.data.fashion_mnist import fashion_mnist_splits
+
+    return fashion_mnist_splits(root)
+
+
+def _imagefolder(root: Path, download: bool, augment: bool, image_size: int | None) -> Splits:
+    from composer_edba.train.data.imagefolder import imagefolder_splits
+
+    return imagefolder_splits(root, 224 if image_size is None else image_size, augment)
+
+
+# The imports are inside the functions so that each data set asks only for the packages it needs.
+DATASETS: dict[str, Callable[..., Splits]] = {
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+    "digits": _digits,
+    "fashion_mnist": _fashion_mnist,
+    "imagefolder": _imagefolder,
+}
+"""Data sets by name."""
+
+
+def build_data(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    download: bool = False,
+    fraction: float | None = None,
+    samples: int | None = None,
+    validation_samples: int = 0,
+    subset_seed: int = 0,
+    label_noise: str | None = None,
+    shuffle_seed: int | None = None,
+    batch_size: int = 100,
+    eval_batch_size: int = 1000,
+    num_workers: int = 0,
+    augment: bool = True,
+    drop_last: bool = False,
+    image_size: int | None = None,
+) -> Data:
+    """Build the loaders of the data set called ``name``.
+
+    The training loader is an ordinary ``DataLoader`` with torch's own batch sampler over a ``DistributedSampler``, on
+    one rank too. Its order follows from ``shuffle_seed`` and the epoch, which Composer sets (a loop of one's own calls
+    ``loader.sampler.set_epoch(epoch)``), so that a run resumed in mid-epoch goes on with the same samples. Resumed
+    augmentation is the same too, except for what workers draw (``imagefolder`` with ``num_workers`` above 0).
+
+    Args:
+        name: ``digits``, ``fashion_mnist``, ``cifar10``, ``cifar100`` or ``imagefolder``.
+        root: Folder of the data; ``digits`` needs none, nor ``fashion_mnist`` where Debian's package is installed.
+        download: Whether what is missing may be downloaded. Only CIFAR can be; ``digits`` comes with scikit-learn.
+        fraction: Share of the training samples to train on, in (0, 1]; see :func:`~.subset.stratified_subset`.
+        samples: Number of training samples to train on, instead of ``fraction``. With neither: all.
+        validation_samples: Training samples to hold out for validation, class-balanced, before the choice of those to
+            train on; ``fraction`` is then a share of the rest. Default: 0.
+        subset_seed: Seed of these choices, apart from the run's own seed.
+        label_noise: Wrong labels for the training split, its held-out part included, as there would be in practice: of
+            CIFAR-N (``aggre``, ``random1`` and others) or ``symmetric_RATE``, seeded by ``subset_seed``; see
+            :func:`~.label_noise.with_label_noise`. The samples chosen are those without noise, and the evaluation
+            split stays as it is. The training loader's data set is then :class:`~.label_noise.NoisyLabels`, which
+            knows what is mislabelled. Default: none.
+        shuffle_seed: Seed of the order of training samples, the same on every rank. Default: on one rank the seed last
+            given to ``torch.manual_seed``, on several, where those may differ, 0.
+        batch_size: Training samples a batch and rank.
+        eval_batch_size: Evaluation samples a batch and rank.
+        num_workers: Worker processes of each loader and rank; they live from epoch to epoch. The data sets in memory
+            are fastest with 0.
+        augment: Whether to augment the training images: CIFAR random crop and flip, ``imagefolder`` random resized crop
+            and flip. ``digits`` and ``fashion_mnist`` are only normalised either way.
+        drop_last: Whether to leave out the last training batch of an epoch where it is not full.
+        image_size: Height and width in pixels; default 224 for ``imagefolder``, 32 for CIFAR, which less makes smaller
+            by averaging over areas. ``digits`` and ``fashion_mnist`` have their own.
+
+    Returns:
+        The loaders, sizes and numbers of classes and channels.
+
+    Raises:
+        ValueError: The name is unknown, an argument is out of range or not for this data set, or ``drop_last`` would
+            leave no batch at all.
+        FileNotFoundError: The data is not in ``root``, or is corrupt; nothing has been built then.
+        ImportError: A package that the data set needs is not installed.
+    """
+    _check_name(name)
+    for argument, value, least in (
+        ("batch_size", batch_size, 1),
+        ("eval_batch_size", eval_batch_size, 1),
+        ("num_workers", num_workers, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{argument} must be at least {least}, not {value}")
+    if root is None and name not in ("digits", "fashion_mnist"):
+        raise ValueError(f"root must be the folder that holds {name} or shall hold it, not None")
+    if image_size is not None and name in ("digits", "fashion_mnist"):
+        raise ValueError(f"image_size is not for {name}, whose images have their own size (given {image_size})")
+    if download and name == "imagefolder":
+        raise ValueError("download must be False for imagefolder: there is no address to download it from")
+    if download and name == "fashion_mnist":
+        raise ValueError("download must be False for fashion_mnist: install Debian's dataset-fashion-mnist")
+
+    splits = _load(name, None if root is None else Path(root), download, augment, image_size)
+    train: LabelledDataset = splits.train
+    indices, held_out = _choose(train.targets, fraction, samples, validation_samples, subset_seed)
+    if label_noise is not None:
+        if not isinstance(train, BatchTensorDataset):
+            raise ValueError(f"label_noise={label_noise!r} is for data sets in memory, not for {name}")
+        folder = None if root is None else Path(root)
+        train = with_label_noise(
+            train, label_noise, name=name, root=folder, num_classes=splits.num_classes, seed=subset_seed
+        )
+    validation = train.subset(torch.from_numpy(held_out)) if validation_samples else None
+    if len(indices) < len(train):
+        train = train.subset(torch.from_numpy(indices))
+
+    from composer.core import DataSpec
+    from composer.utils import dist
+
+    if drop_last and len(train) // dist.get_world_size() < batch_size:
+        raise ValueError(
+            f"drop_last with batch_size {batch_size} leaves no batch of {len(train)} training samples on "
+            f"{dist.get_world_size()} rank(s): lower batch_size or set drop_last to False"
+        )
+    several_ranks = dist.get_world_size() > 1
+    if shuffle_seed is None:
+        shuffle_seed = 0 if several_ranks else torch.initial_seed() % 2**32
+    # No RandomSampler, even on one rank: it takes its seed from the global stream, from which augmentation draws too.
+    # A resumed trainer gets to the start of its epoch without the augmentation, hence with another seed.
+    order = dist.get_sampler(train, shuffle=True, drop_last=drop_last, seed=shuffle_seed)  # type: ignore[arg-type]
+    eval_order = dist.get_sampler(splits.eval) if several_ranks else None  # type: ignore[arg-type]
+    train_loader = _loader(train, order, batch_size, num_workers, drop_last)
+    eval_loader = _loader(splits.eval, eval_order, eval_batch_size, num_workers, drop_last=False)
+    validation_spec = None
+    if validation is not None:
+        held_out_order = dist.get_sampler(validation) if several_ranks else None  # type: ignore[arg-type]
+        validation_loader = _loader(validation, held_out_order, eval_batch_size, num_workers, drop_last=False)
+        validation_spec = DataSpec(validation_loader, batch_transforms=splits.eval_transform)
+    return Data(
+        train=DataSpec(train_loader, batch_transforms=splits.train_transform),
+        eval=DataSpec(eval_loader, batch_transforms=splits.eval_transform),
+        num_classes=splits.num_classes,
+        in_channels=splits.in_channels,
+        train_size=len(train),
+        eval_size=len(splits.eval),
+        validation=validation_spec,
+    )
+
+
+def _choose(
+    labels: Any, fraction: float | None, samples: int | None, validation_samples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the samples to train on and of those held out, no index in both."""
+    classes = np.asarray(labels)
+    if validation_samples == 0:
+        return stratified_subset(classes, fraction=fraction, samples=samples, seed=seed), np.empty(0, dtype=np.int64)
+    if not 0 < validation_samples < len(classes):
+        raise ValueError(
+            f"validation_samples must be at least 0 and leave some of the {len(classes)} training samples, "
+            f"not {validation_samples}"
+        )
+    held_out = stratified_subset(classes, samples=validation_samples, seed=seed)
+    rest = np.setdiff1d(np.arange(len(classes)), held_out)
+    return rest[stratified_subset(classes[rest], fraction=fraction, samples=samples, seed=seed)], held_out
+
+
+def _check_name(name: str) -> None:
+    if name in DATASETS:
+        return
+    nearest = difflib.get_close_matches(str(name), DATASETS, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise ValueError(f"unknown data set name {name!r}; the data sets are {', '.join(sorted(DATASETS))}.{hint}")
+
+
+def _load(name: str, root: Path | None, download: bool, augment: bool, image_size: int | None) -> Splits:
+    try:
+        return DATASETS[name](root, download, augment, image_size)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"data set {name} needs the package {error.name}: pip install 'composer-edba[train]'", name=error.name
+        ) from error
+
+
+def _loader(
+    dataset: LabelledDataset, sampler: Sampler[int] | None, batch_size: int, num_workers: int, drop_last: bool
+) -> DataLoader[Any]:
+    in_memory = isinstance(dataset, BatchTensorDataset)
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=drop_last,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        collate_fn=identity_collate if in_memory else None,
+    )

@@ -1,0 +1,89 @@
+"""A run resumed in the middle of an epoch ends bitwise as the uninterrupted one."""
+
+import pytest
+import torch
+from composer import Trainer
+
+from composer_edba import EDBA
+from tests.support.small_runs import Watch, logged, points_loader, trainer
+from tests.support.torch_runs import Sizes
+
+WILD = [64, 100, 30, 17, 128, 10, 55, 90, 23, 41, 12]
+
+
+def run(folder, *, workers, duration, policy, load=None, save=None, algorithms=None):
+    watch = Watch()
+    loader = points_loader(with_index=True, num_workers=workers)
+    edba = EDBA.paper(batch_size_policy=policy, min_subset_size=5)
+    result = trainer(
+        [edba] if algorithms is None else algorithms,
+        loader=loader,
+        callbacks=[watch],
+        max_duration=duration,
+        save_folder=str(folder),
+        save_interval=save or "1000ba",
+        save_filename="ba{batch}.pt",
+        save_overwrite=True,
+        load_path=load,
+    )
+    result.fit()
+    return result, watch, edba
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("policy", ["scheduled", "loss", "margin", "noise_scale", "fixed"])
+def test_resumed_in_mid_epoch_it_ends_bitwise_equal(tmp_path, monkeypatch, workers, policy):
+    if policy == "scheduled":
+        monkeypatch.setattr("composer_edba.composer.algorithm.make_policy", lambda *args, **kwargs: Sizes(WILD))
+    name = "margin" if policy == "scheduled" else policy
+    whole, watch, edba = run(tmp_path / "whole", workers=workers, duration="4ep", policy=name, save="1ba")
+    ends = [batch for _, batch, _ in watch.epoch_ends]
+    steps = int(whole.state.timestamp.batch)
+    # In mid-epoch, one batch before an epoch's end, and exactly at its end (before EPOCH_END has run).
+    for cut in (ends[1] + 2, ends[1] - 1, ends[1]):
+        again, seen, resumed = run(
+            tmp_path / f"again{cut}",
+            workers=workers,
+            duration="4ep",
+            policy=name,
+            load=str(tmp_path / "whole" / f"ba{cut}.pt"),
+        )
+        assert int(again.state.timestamp.batch) == steps
+        assert len(seen.pools) == steps - cut
+        # Watch.pools are differences, and the first one holds all samples before the cut.
+        assert seen.pools[0] == sum(watch.pools[: cut + 1])
+        assert seen.pools[1:] == watch.pools[cut + 1 :]
+        assert seen.subsets == watch.subsets[cut:]
+        assert seen.indices == watch.indices[cut:]
+        for (key, a), (_, b) in zip(
+            whole.state.model.state_dict().items(), again.state.model.state_dict().items(), strict=True
+        ):
+            assert torch.equal(a, b), (cut, key)
+        assert resumed.state_dict() == edba.state_dict()
+        for metric in ("margin", "gradient_average", "distinct_samples", "samples_trained", "batch_size"):
+            assert logged(again, f"edba/{metric}") == logged(whole, f"edba/{metric}")[cut:], metric
+
+
+def test_a_checkpoint_of_a_run_without_edba_can_be_resumed_with_it(tmp_path):
+    run(tmp_path, workers=0, duration="6ba", policy="margin", save="6ba", algorithms=[])
+    with pytest.warns(UserWarning, match="EDBA is not in the state_dict"):
+        again, watch, _ = run(tmp_path / "again", workers=0, duration="4ep", policy="margin", load=f"{tmp_path}/ba6.pt")
+    assert int(again.state.timestamp.sample) == 1024
+    assert watch.subsets[0] == 64
+    assert min(watch.subsets) < 64
+
+
+def test_the_state_is_plain_and_the_same_whoever_reads_it(tmp_path):
+    result, _, edba = run(tmp_path, workers=0, duration="1ep", policy="margin")
+    plain = (dict, list, str, int, float, bool, type(None))
+
+    def check(value):
+        assert isinstance(value, plain), value
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            check(part)
+
+    check(edba.state_dict())
+    assert isinstance(result, Trainer)
+    again = EDBA.paper()
+    again.load_state_dict(edba.state_dict())
+    assert again._resume_from == edba.state_dict()
