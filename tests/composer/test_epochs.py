@@ -20,7 +20,7 @@ def scheduled(monkeypatch):
     """Makes EDBA follow a list of batch sizes."""
 
     def use(sizes):
-        monkeypatch.setattr("composer_edba.composer.algorithm.make_policy", lambda *args, **kwargs: Sizes(sizes))
+        monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(sizes))
         return EDBA.paper()
 
     return use

@@ -37,7 +37,7 @@ def test_figures_are_those_of_the_step():
         gradients = torch.cat([p.grad.flatten() for p in handler_model.fc.parameters()])
         steps.append((dict(engine.state.edba), dict(engine.state.metrics), float(gradients.norm())))
 
-    handler_model = handler._selection._network.model
+    handler_model = handler._loop._model
     trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
     trainer.run(data, max_epochs=3)
     for (figures, metrics, norm), pool, subset in zip(steps, watch.pools, watch.subsets, strict=True):

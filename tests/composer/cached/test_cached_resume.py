@@ -47,7 +47,7 @@ def equal_weights(a, b):
 @pytest.mark.parametrize("sizes", ["wild", "margin"])
 def test_resumed_anywhere_it_ends_bitwise_equal(tmp_path, monkeypatch, workers, sizes):
     if sizes == "wild":
-        monkeypatch.setattr("composer_edba.composer.algorithm.make_policy", lambda *args, **kwargs: Sizes(WILD))
+        monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(WILD))
     whole, watch, edba = run(tmp_path / "whole", workers=workers, save="1ba")
     ends = [batch for _, batch, _ in watch.epoch_ends]
     assert min(watch.subsets) < 64

@@ -10,13 +10,13 @@ from composer.core import Precision
 from composer.devices import DeviceCPU
 from composer.models import ComposerModel
 from composer.optim import MultiStepScheduler
+from composer_edba.composer.cached_scoring import CachedScoring
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler
 
 from composer_edba import EDBA
-from composer_edba.composer.cached_scoring import CachedScoring
 from composer_edba.ignite import EDBAHandler
 from composer_edba.method.selector import SubsetSelector
 from composer_edba.plain import SubsetLoader
@@ -249,14 +249,14 @@ def test_recording_reads_no_value_back_after_the_first_step():
     edba, reads = cached(), []
 
     def counted(handler):
-        def run(state):
+        def run(state, logger):
             with ScalarReads() as mode:
-                handler(state)
+                handler(state, logger)
             reads.append((int(state.timestamp.batch), mode.count))
 
         return run
 
-    handlers = edba._cached.handlers
+    handlers = edba._handlers
     handlers.update({event: counted(handler) for event, handler in handlers.items()})
     trainer([edba], max_duration="3ep").fit()
     assert sum(count for step, count in reads if step == 0) == 2  # whether the samples' losses have the loss as mean
@@ -330,7 +330,7 @@ def test_ages_are_steps_between_recording_and_training():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_epoch_is_one_pass_over_the_data_whatever_the_sizes(monkeypatch, workers):
-    monkeypatch.setattr("composer_edba.composer.algorithm.make_policy", lambda *args, **kwargs: Sizes(WILD))
+    monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(WILD))
     watch = Watch()
     model = classifier()
     run = trainer(
@@ -490,7 +490,7 @@ def test_a_fit_that_fails_leaves_nothing_that_the_next_one_does_not_clear_away()
     model.fails = False
     for _ in range(3):
         model([torch.zeros(4, FEATURES)])
-    assert len(edba._cached._training._parts) <= 1
+    assert len(edba._engine.remembered._training._parts) <= 1
     run.fit()
     assert set(hooks.counts) == {1}
     assert not last_layer(model)._forward_hooks
