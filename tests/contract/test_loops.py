@@ -64,6 +64,7 @@ CASES = {
     "schedule": Case(BY_LOSS, passes=6, task=Task(decay=0.98), moves=True),
     "shuffled": Case(BY_NOISE, passes=6, task=Task(shuffle=True), moves=True),
     "dropout": Case(BY_NOISE, passes=6, task=Task(shuffle=True, dropout=0.1), moves=True),
+    "drop_last": Case(BY_NOISE, passes=6, task=Task(drop_last=True), moves=True),
     "workers": Case(BY_NOISE, task=Task(shuffle=True, workers=2), moves=True),
 }
 

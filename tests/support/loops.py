@@ -37,12 +37,14 @@ class Task:
         dropout: share of the features that are left out, drawn from torch's global stream.
         decay: what a schedule multiplies the learning rate by after every step.
         workers: of the loader.
+        drop_last: whether the loader leaves out a smaller last batch.
     """
 
     shuffle: bool = False
     dropout: float = 0.0
     decay: float = 1.0
     workers: int = 0
+    drop_last: bool = False
 
     def parts(self) -> tuple[nn.Module, torch.optim.Optimizer, Any, Any]:
         """Model, optimizer, learning-rate schedule and loader, new and always the same."""
@@ -51,7 +53,8 @@ class Task:
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.decay**step)
         order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(11)).tolist()
         drawn = {"shuffle": True} if self.shuffle else {"shuffle": False, "sampler": order}
-        return model, optimizer, schedule, loader(SAMPLES, BATCH, num_workers=self.workers, **drawn)
+        data = loader(SAMPLES, BATCH, num_workers=self.workers, drop_last=self.drop_last, **drawn)
+        return model, optimizer, schedule, data
 
 
 @dataclass
