@@ -143,14 +143,7 @@ class Engine:
         self.loop = loop
         self.pools = Pools("EDBA", loader_name)
         self.scorer = Scorer(settings["last_layer"], settings["scoring_batch_norm"])
-        self._selector = SubsetSelector(
-            num_candidates=settings["num_candidates"],
-            ema_decay=settings["ema_decay"],
-            interval=settings["interval"],
-            min_subset_size=settings["min_subset_size"],
-            criterion=settings["criterion"],
-            subset_size_law=settings["subset_size_law"],
-        )
+        self._selector = SubsetSelector.from_settings(settings)
         self.remembered: RememberedScores | None = None
         if settings["scoring"] == "cached":
             self.remembered = RememberedScores(self._decide, self._scheduled, self._selector.figures, loop.derives)

@@ -201,6 +201,7 @@ class EDBAHandler:
         self._completed = engine.state.epoch
 
     def _epoch_started(self, engine: Engine) -> None:
+        self._loop.done = self._elapsed(engine)  # workers have their first batches chosen when the pass begins
         self._counter = 0
         if self._fresh:  # Ignite begins to count where it believes the epoch was left
             length = engine.state.epoch_length
@@ -209,6 +210,7 @@ class EDBAHandler:
         self._first_batch = True
 
     def _get_batch_started(self, engine: Engine) -> None:
+        self._loop.done = self._elapsed(engine)
         if engine.state.dataloader is not self._loader and not isinstance(engine, DeterministicEngine):
             engine.state.dataloader = self._loader
         # The first batch of an epoch finds the last pass's iterator at its end, and Ignite must make a new one.

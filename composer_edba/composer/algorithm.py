@@ -209,15 +209,20 @@ class EDBA(Algorithm):
 
     def _batch_end(self, state: State, logger: Logger) -> None:
         self._length.close(state)
-        remembered = self._engine.remembered
-        # Composer weighs the mean of each microbatch by its share of the batch.
-        factor = None if remembered is None or not remembered.records else remembered.samples / self._loop.loss_scale
         # Share of this step's time since the data arrived. The trainer has read the loss by now, so a GPU is in step.
-        overhead = self._engine.end_step(factor)
+        overhead = self._engine.end_step(self._gradient_factor())
         if not self._cache_logged and self.score_cache is not None and self.score_cache.bytes > 0:
             self._cache_logged = True
             logger.log_metrics({"edba/cache_bytes": self.score_cache.bytes})
         logger.log_metrics({"edba/overhead": overhead}, step=int(state.timestamp.batch) - 1)
+
+    def _gradient_factor(self) -> Tensor | float | None:
+        """What makes the gradients of the step's backward those of its samples' own losses; None: nothing records."""
+        remembered = self._engine.remembered
+        if remembered is None or not remembered.records:
+            return None
+        # Composer weighs the mean of each microbatch by its share of the batch.
+        return remembered.samples / self._loop.loss_scale
 
     # ---- with scoring="cached" also
 

@@ -192,7 +192,7 @@ class Pools:
             "samples": self.total,
             "ranks": world_size(),
             "taken": 0 if self.is_over else self.taken,
-            "pass": {"drawn": [], "rng_state": None} if self.sampler is None else self.sampler.pass_state(),
+            "pass": None if self.sampler is None or self._pass is None else self.sampler.pass_state(),
             "distinct": None if self.distinct is None else self.distinct.state_dict(),
         }
 
@@ -218,7 +218,7 @@ class Pools:
                 f"over {_pass_words(*now)}: what is left of the pass cannot be told. Resume with the same data set, "
                 "sampler and number of ranks, or from a checkpoint that was saved at an epoch's end"
             )
-        if self.sampler is not None:
+        if self.sampler is not None and saved["pass"] is not None:
             self.sampler.resume(saved["pass"])
         self._resumed, self.taken = True, taken if redrawn else 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,12 @@ class SubsetSelector:
         self.averages: Averages | None = None
         self.policy: BatchSizePolicy | None = None
         self.nonfinite_steps = 0
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> SubsetSelector:
+        """That of a run with these settings, from :func:`composer_edba.settings.checked`."""
+        names = ("num_candidates", "ema_decay", "min_subset_size", "criterion", "subset_size_law", "interval")
+        return cls(**{name: settings[name] for name in names})
 
     def select(
         self,

@@ -21,7 +21,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, get_args, get_type_hints, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 __all__ = [
     "BatchSizePolicy",
@@ -441,7 +441,7 @@ def check_policy_options(policy: Any, options: Mapping[str, Any] | None) -> None
     if not isinstance(policy, str):
         raise ValueError(f"policy_options is {options!r}: batch_size_policy is an object, which has its own constants")
     hints = get_type_hints(vars(POLICIES[policy])["__init__"], include_extras=True)
-    known = {name: get_args(hint)[1] for name, hint in hints.items() if len(get_args(hint)) == 2}
+    known = {name: get_args(hint)[1] for name, hint in hints.items() if get_origin(hint) is Annotated}
     for option, value in options.items():
         if option not in known:
             has = f"its constants are {', '.join(known)}" if known else "it has none"

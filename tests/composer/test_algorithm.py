@@ -642,7 +642,7 @@ def test_paper_holds_the_literal_settings():
     paper = EDBA.paper(num_candidates=64)
     assert isinstance(paper, AlgorithmClass)
     assert "num_candidates=64" in repr(paper)
-    assert "min_batch_size=10, max_batch_size=1000, batch_size_policy='margin'" in repr(paper)
+    assert "batch_size_policy='margin', policy_options=None, min_batch_size=10, max_batch_size=1000" in repr(paper)
 
 
 def test_the_repr_stays_the_same_over_a_run_and_makes_an_equal_object():

@@ -71,9 +71,8 @@ CASES = {
 
 def combinations(*loops):
     """Every case with each of its ways of scoring and those of ``loops`` that have its settings."""
-    unsupported = pytest.mark.xfail(strict=True, raises=ValueError, reason="only a Composer Trainer keeps scores yet")
     return [
-        pytest.param(name, scoring, loop, marks=[unsupported] if scoring == "cached" and loop != "composer" else [])
+        (name, scoring, loop)
         for name, case in CASES.items()
         for scoring in case.scorings
         for loop in case.loops

@@ -10,7 +10,6 @@ from composer.core import Precision
 from composer.devices import DeviceCPU
 from composer.models import ComposerModel
 from composer.optim import MultiStepScheduler
-from composer_edba.composer.cached_scoring import CachedScoring
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,7 +17,6 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from composer_edba import EDBA
 from composer_edba.ignite import EDBAHandler
-from composer_edba.method.selector import SubsetSelector
 from composer_edba.plain import SubsetLoader
 from composer_edba.scoring.forward import Scorer
 from composer_edba.train.summary import summarize
@@ -227,10 +225,11 @@ def test_the_gradient_scalers_factor_is_taken_out():
     """Composer takes amp_fp16 on a GPU only, so the event gets a state with nothing but what it reads."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     state = SimpleNamespace(precision=Precision.AMP_FP16, scaler=scaler, device=DeviceCPU())
-    scoring = CachedScoring(SubsetSelector(), lambda state, number: True, lambda state, size: 1)
-    scoring.record(torch.arange(12).reshape(1, 12).numpy(), nn.Linear(2, 2))
-    scoring._after_train_batch(state)
-    assert float(scoring._factor) == 12 / 2**10
+    edba = cached()
+    edba._loop.state = state
+    edba._engine.remembered.record(torch.arange(12).reshape(1, 12).numpy(), nn.Linear(2, 2))
+    edba._after_train_batch(state, None)
+    assert float(edba._gradient_factor()) == 12 / 2**10
 
 
 class ScalarReads(TorchDispatchMode):
