@@ -1,4 +1,4 @@
-"""docs/composition.md and README's extract, from the matrix's runs: ``python -m tests.composer.composition.table``."""
+"""docs/composition.md and its extract in docs/composer.md: `python -m tests.composer.composition.table`."""
 
 import re
 
@@ -10,6 +10,7 @@ from tests.composer.composition.run_pair import EPOCHS, MICROBATCH, run_pair
 from tests.support.paths import ROOT
 
 PAGE = "docs/composition.md"
+EXTRACT_PAGE = "docs/composer.md"
 
 _HEAD = f"""# EDBA beside Composer's algorithms
 
@@ -57,8 +58,8 @@ def table() -> str:
     )
 
 
-def readme_block(page: str) -> str:
-    """The matrix in short, for README, from the page."""
+def extract(page: str) -> str:
+    """The matrix in short, from the page."""
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
     ]
@@ -71,8 +72,8 @@ def readme_block(page: str) -> str:
     )
 
 
-def in_readme(text: str, block: str) -> str:
-    """README's text with the block between its markers."""
+def with_extract(text: str, block: str) -> str:
+    """The text with the block between its markers."""
     begin, end = "<!-- composition: begin -->\n", "<!-- composition: end -->"
     before, _, rest = text.partition(begin)
     return before + begin + block + end + rest.partition(end)[2]
@@ -87,6 +88,6 @@ if __name__ == "__main__":
     path = ROOT / PAGE
     path.parent.mkdir(exist_ok=True)
     path.write_text(table())
-    readme = path.parents[1] / "README.md"
-    readme.write_text(in_readme(readme.read_text(), readme_block(path.read_text())))
-    print(path, readme)
+    short = ROOT / EXTRACT_PAGE
+    short.write_text(with_extract(short.read_text(), extract(path.read_text())))
+    print(path, short)
