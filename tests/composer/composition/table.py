@@ -7,6 +7,7 @@ import torch
 
 from tests.composer.composition.pairs import OWN_WARNINGS, PAIRS
 from tests.composer.composition.run_pair import EPOCHS, MICROBATCH, run_pair
+from tests.support.made_blocks import with_block
 from tests.support.paths import ROOT
 
 PAGE = "docs/composition.md"
@@ -72,13 +73,6 @@ def extract(page: str) -> str:
     )
 
 
-def with_extract(text: str, block: str) -> str:
-    """The text with the block between its markers."""
-    begin, end = "<!-- composition: begin -->\n", "<!-- composition: end -->"
-    before, _, rest = text.partition(begin)
-    return before + begin + block + end + rest.partition(end)[2]
-
-
 def _plain(pattern: str) -> str:
     return re.sub(r"\.\*", "…", pattern)
 
@@ -89,5 +83,5 @@ if __name__ == "__main__":
     path.parent.mkdir(exist_ok=True)
     path.write_text(table())
     short = ROOT / EXTRACT_PAGE
-    short.write_text(with_extract(short.read_text(), extract(path.read_text())))
+    short.write_text(with_block(short.read_text(), "composition", extract(path.read_text())))
     print(path, short)
