@@ -135,7 +135,7 @@ class Engine:
             chosen.
         last_selection: the data-set indices behind the last step; None if it did not choose, or there are no indices.
         samples_scored, samples_trained: totals over all ranks.
-        samples_drawn: the same of all pools, with ``scoring="cached"``, which does not load all that it draws.
+        samples_drawn: the same of all pools, ranks being even; of interest where not all that is drawn is loaded.
     """
 
     def __init__(self, settings: Mapping[str, Any], loop: Loop, loader_name: str = "the loader"):
@@ -161,6 +161,11 @@ class Engine:
     def batch_size(self) -> int | None:
         """Size aimed at for the batches drawn from now on, in samples a rank; None without a loader to resize."""
         return None if self._selector.policy is None else self._selector.policy.size
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has neither trained on a batch nor a saved state to go on with."""
+        return self.steps == 0 and self._resume_from is None
 
     def draw_from(self, loader: Any, taken: int | None = None, *, redrawn: bool = True, spun: int = 0) -> Any:
         """The loader to draw pools from: a resizable copy of ``loader``, which stays as it is.
@@ -291,6 +296,7 @@ class Engine:
             self._seconds = time.perf_counter() - self._began
         sizes = rank_sizes(trainable, self.loop.device())
         self.samples_trained += sum(sizes)
+        self.samples_drawn += size * len(sizes)
         chosen = drawn if kept is None or drawn is None else drawn[kept]
         self.pools.mark(chosen, sizes, self.loop.device())
         if selection is not None and drawn is not None and chosen is not None:

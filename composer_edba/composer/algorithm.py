@@ -171,7 +171,8 @@ class EDBA(Algorithm):
         spec = None if trainer is None else trainer._train_data_spec
         self._loop.microbatch_transforms = None if spec is None else spec.microbatch_transforms
         self._length.ask_user(state)
-        if self._engine.steps == 0:  # a checkpoint may be of a run without EDBA
+        if self._engine.is_new:  # but training may be not: a checkpoint of a run without EDBA
+            self._engine.steps = int(state.timestamp.batch)
             self._engine.samples_drawn = int(state.timestamp.sample)
         loader = self._engine.draw_from(
             state.dataloader,

@@ -6,6 +6,7 @@ Everything else in ``composer.algorithms`` can; docs/composition.md shows how ea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from composer.algorithms import CutMix, GyroDropout, MixUp, NoOpModel, SelectiveBackprop
 from composer.core import Algorithm
@@ -16,7 +17,7 @@ from composer_edba.loading.parts import equal_part_size
 __all__ = ["check_algorithms", "check_ghost_batches", "ghost_batch_size"]
 
 
-def check_algorithms(edba: Algorithm, algorithms: Sequence[Algorithm]) -> None:
+def check_algorithms(edba: Any, algorithms: Sequence[Algorithm]) -> None:
     """Refuse algorithms that undo EDBA's choice or that its choice breaks.
 
     Args:
@@ -40,7 +41,7 @@ def check_algorithms(edba: Algorithm, algorithms: Sequence[Algorithm]) -> None:
                 f"GyroDropout(tau={algorithm.tau}) beside EDBA: it needs every microbatch to be a multiple of tau and "
                 "every epoch to have equally many batches, and EDBA changes both. Use torch.nn.Dropout as it is"
             )
-        if isinstance(algorithm, (MixUp, CutMix)) and getattr(edba, "scoring", None) == "cached":
+        if isinstance(algorithm, (MixUp, CutMix)) and edba.settings["scoring"] == "cached":
             raise ValueError(
                 f"{type(algorithm).__name__} beside EDBA(scoring='cached'): a mixed image and its mixed target belong "
                 "to no sample, so there is nothing to keep of it. Use scoring='forward', which scores before mixing"

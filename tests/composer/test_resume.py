@@ -86,4 +86,4 @@ def test_the_state_is_plain_and_the_same_whoever_reads_it(tmp_path):
     assert isinstance(result, Trainer)
     again = EDBA.paper()
     again.load_state_dict(edba.state_dict())
-    assert again._resume_from == edba.state_dict()
+    assert again._engine._resume_from == edba.state_dict()

@@ -132,6 +132,6 @@ def test_another_data_sets_scores_are_dropped_at_an_epochs_end(tmp_path):
 def test_a_checkpoint_holds_the_scores_as_bytes(tmp_path):
     run(tmp_path, duration="2ep", save="2ep")
     saved = torch.load(tmp_path / "ba8.pt", weights_only=False)["state"]["algorithms"]
-    cache = dict(saved)["EDBA"]["cached"]["cache"]
+    cache = dict(saved)["EDBA"]["remembered"]["cache"]
     assert len(cache["rows"]) == 256 * 4 * (32 + 4 + 1)
     assert isinstance(cache["rows"], bytes)

@@ -10,6 +10,7 @@ from composer.core import Precision
 from composer.devices import DeviceCPU
 from composer.models import ComposerModel
 from composer.optim import MultiStepScheduler
+from ignite.engine import Engine
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -192,7 +193,7 @@ def test_evaluations_are_not_recorded():
         loader = points_loader(with_index=True, generator=torch.Generator().manual_seed(3))
         trainer([edba], callbacks=[watch], loader=loader, model=classifier(dropout=0.0), **kwargs).fit()
         state = edba.state_dict()
-        del state["loader"]["rng_state"]
+        del state["pools"]["pass"]["rng_state"]
         return watch.indices, state
 
     evaluated = {"eval_dataloader": points_loader(shuffle=False), "eval_interval": "1ba"}
@@ -626,9 +627,13 @@ def test_samples_drawn_twice_in_a_pool_are_fine():
     assert any(len(set(batch)) < len(batch) for batch in watch.indices)
 
 
-def test_other_loops_say_that_they_have_no_cache():
+def test_other_loops_refuse_loaders_whose_samples_they_cannot_tell_apart():
     net = nn.Linear(FEATURES, CLASSES)
-    with pytest.raises(ValueError, match=r"scoring is 'cached': only composer_edba.EDBA, for Composer"):
-        SubsetLoader(points_loader(), net, F.cross_entropy, preset="paper", scoring="cached")
-    with pytest.raises(ValueError, match=r"scoring is 'cached': only composer_edba.EDBA, for Composer"):
-        EDBAHandler(net, F.cross_entropy, preset="paper", scoring="cached")
+    data = [batch for batch in points_loader()]
+    with pytest.raises(ValueError, match=r"scoring='cached' keeps scores by data-set index.* a list is no torch DataL"):
+        SubsetLoader(data, net, F.cross_entropy, preset="paper", scoring="cached")
+    handler = EDBAHandler(net, F.cross_entropy, preset="paper", scoring="cached")
+    trainer = Engine(lambda engine, batch: None)
+    handler.attach(trainer, data)
+    with pytest.raises(ValueError, match=r"scoring='cached' keeps scores by data-set index.* a list is no torch DataL"):
+        trainer.run(data)
