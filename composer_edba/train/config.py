@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from composer_edba.spelling import nearest
 
 
 class ConfigError(ValueError):
@@ -226,27 +227,6 @@ def _load(path: Path, overrides: Sequence[str]) -> Config:
     assert isinstance(loaded, Config)
     _check_values(loaded)
     return loaded
-
-
-def nearest(name: str, known: Sequence[str], listed: Sequence[str] | None = None) -> str:
-    """The hint of an error about an unknown name: the nearest known one, or what there is when none is near.
-
-    Dotted names are compared as a whole first, then by their last part, so that ``lr`` finds ``optimizer.lr``.
-
-    Args:
-        name: The unknown name.
-        known: The names that may be suggested; of equally near ones the first wins.
-        listed: The names to list when none is near; all that are known by default.
-    """
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    if not near:
-        leaves: dict[str, str] = {}
-        for candidate in known:
-            leaves.setdefault(_leaf(candidate), candidate)
-        near = [leaves[leaf] for leaf in difflib.get_close_matches(_leaf(name), list(leaves), n=1, cutoff=0.6)]
-    if near:
-        return f"did you mean {near[0]}?"
-    return f"known: {', '.join(known if listed is None else listed) or 'none'}"
 
 
 def _read(path: Path) -> DictConfig:

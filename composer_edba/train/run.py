@@ -22,7 +22,8 @@ from composer.optim import ComposerScheduler
 from composer.utils import dist, reproducibility
 
 from composer_edba import DBA, EDBA
-from composer_edba.train.config import Config, ConfigError, load_config, nearest, schema_keys
+from composer_edba.spelling import nearest
+from composer_edba.train.config import Config, ConfigError, load_config, schema_keys
 from composer_edba.train.data import Data, build_data
 from composer_edba.train.models import build_model
 from composer_edba.train.summary import read_log, summarize, write_summary
