@@ -10,8 +10,10 @@ from composer.loggers import InMemoryLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from composer_edba import DBA, EDBA
-from composer_edba.train.config import ConfigError, load_config, schema_keys
-from composer_edba.train.run import build_algorithms, build_trainer, cli, known_algorithms, main
+from composer_edba.train.command import cli
+from composer_edba.train.config import ConfigError, load_config
+from composer_edba.train.names import OPTIMIZERS, SCHEDULERS, algorithm_names, load
+from composer_edba.train.run import build_algorithms, build_trainer, known_algorithms, main
 from tests.support.paths import ROOT, YAMLS
 
 DIGITS = YAMLS / "digits"
