@@ -67,9 +67,8 @@ def _found(path: str | Path) -> Path:
         return YAMLS / f"{name}.yaml"
     if given.exists():
         return given
-    hint = nearest(name, shipped)
-    listed = "" if hint.startswith("known") else f" Known: {', '.join(shipped)}"
-    raise ConfigError(f"{path}: cannot read this YAML file (there is none), nor is it a shipped run; {hint}{listed}")
+    hint = nearest(name, shipped, list_always=True)
+    raise ConfigError(f"{path}: cannot read this YAML file (there is none), nor is it a shipped run; {hint}")
 
 
 def _read(path: Path) -> DictConfig:

@@ -105,9 +105,7 @@ def build_data(
         ImportError: A package that the data set needs is not installed.
     """
     if name not in DATASETS:
-        raise ValueError(
-            f"unknown data set name {name!r}; the data sets are {', '.join(DATASETS)}; {nearest(str(name), DATASETS)}"
-        )
+        raise ValueError(f"unknown data set name {name!r}; {nearest(str(name), DATASETS, list_always=True)}")
     for argument, value, least in (
         ("batch_size", batch_size, 1),
         ("eval_batch_size", eval_batch_size, 1),

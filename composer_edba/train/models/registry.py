@@ -36,8 +36,7 @@ def build_model(name: str, num_classes: int, in_channels: int | None = None, **k
     if ":" in str(name):
         return build_from_factory(name, num_classes, in_channels, kwargs)
     if name not in MODELS:
-        hint = nearest(str(name), MODELS)
-        raise ValueError(f"unknown model name {name!r}; the models are {', '.join(MODELS)}; {hint}")
+        raise ValueError(f"unknown model name {name!r}; {nearest(str(name), MODELS, list_always=True)}")
     builder = load(MODELS[name].target)
     parameters = inspect.signature(builder).parameters
     options = {key: p for key, p in parameters.items() if key not in ("num_classes", "in_channels")}
