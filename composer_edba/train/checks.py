@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import pkgutil
 import re
 import sys
@@ -72,6 +73,12 @@ def check(config: Config) -> None:
         )
     if config.trainer.autoresume and config.trainer.save_folder is None:
         raise ConfigError("trainer.autoresume: true needs trainer.save_folder, where it looks for the checkpoint")
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # as the composer launcher says
+    for name in ("data.batch_size", "data.eval_batch_size"):
+        if (total := _value(config, name)) % ranks:
+            raise ConfigError(
+                f"{name}: {total} does not divide evenly among {ranks} ranks; expected a multiple of {ranks}"
+            )
     for name, known in _NAMES.items():
         value = _value(config, name)
         if value not in known:

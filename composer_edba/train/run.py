@@ -24,7 +24,8 @@ from composer_edba.train.data import Data, build_data
 from composer_edba.train.models import build_model
 from composer_edba.train.names import OPTIMIZERS, SCHEDULERS, load
 from composer_edba.train.schema import Config, ConfigError
-from composer_edba.train.summary import read_log, summarize, write_summary
+from composer_edba.train.series import read_log
+from composer_edba.train.summary import summarize, write_summary
 
 _Built = TypeVar("_Built")
 
@@ -160,16 +161,9 @@ def known_algorithms() -> dict[str, type[Algorithm]]:
 def _build_data(config: Config) -> Data:
     arguments = asdict(config.data)
     for name in ("batch_size", "eval_batch_size"):
-        arguments[name] = _per_rank(f"data.{name}", arguments[name])
+        arguments[name] //= dist.get_world_size()  # check() saw to it that nothing is left
     with _named("data"):
         return build_data(**arguments, shuffle_seed=config.seed)
-
-
-def _per_rank(key: str, total: int) -> int:
-    ranks = dist.get_world_size()
-    if total % ranks:
-        raise ConfigError(f"{key}: {total} does not divide evenly among {ranks} ranks; expected a multiple of {ranks}")
-    return total // ranks
 
 
 def _evaluators(data: Data) -> list[Evaluator]:
