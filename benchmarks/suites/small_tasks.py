@@ -34,7 +34,8 @@ from torchmetrics import Metric, R2Score
 from composer_edba.train.config import Config, ConfigError, nearest, schema_keys
 from composer_edba.train.data import BatchTensorDataset, Data, identity_collate
 from composer_edba.train.models import build_model
-from composer_edba.train.run import OPTIMIZERS, build_algorithms
+from composer_edba.train.names import OPTIMIZERS, load
+from composer_edba.train.run import build_algorithms
 
 __all__ = ["TASKS", "Task", "build_trainer"]
 
@@ -263,7 +264,7 @@ def build_trainer(
         eval_dataloader=evaluators(data),
         callbacks=list(callbacks),
         max_duration=config.trainer.max_duration,
-        optimizers=OPTIMIZERS[given.pop("name")](model.parameters(), **given),
+        optimizers=load(OPTIMIZERS[given.pop("name")])(model.parameters(), **given),
         algorithms=algorithms,
         loggers=[InMemoryLogger()],
         device=config.trainer.device,
