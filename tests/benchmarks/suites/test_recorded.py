@@ -14,10 +14,10 @@ RECORDED = sorted(path for path in RESULTS.glob("*_cpu.jsonl") if path.stem.remo
 TUNING = sorted((RESULTS / "tuning").glob("*.jsonl"))
 
 
-def test_there_are_all_of_them():
+def test_none_is_lost():
     assert [path.stem.removesuffix("_cpu") for path in RECORDED] == sorted(set(SUITES) - {"smoke"})
-    assert sum(len(read_records(path)) for path in RECORDED) == 405
-    assert sum(len(read_records(path)) for path in TUNING) == 200
+    assert sum(len(read_records(path)) for path in RECORDED) >= 405
+    assert sum(len(read_records(path)) for path in TUNING) >= 200
 
 
 @pytest.mark.parametrize("path", [*RECORDED, *TUNING], ids=lambda path: f"{path.parent.name}/{path.stem}")
