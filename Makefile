@@ -7,6 +7,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TODAY := .venv-today/bin
+# Test processes side by side, each of which imports Composer once. A file stays in one process: runs are shared in it.
+JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 .PHONY: quickstart test test-slow test-today lint docs wheel clean
 
@@ -14,13 +17,13 @@ quickstart: .venv/installed
 	$(BIN)/composer -n 1 -m composer_edba.train digits/edba
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
 
 test-today: .venv-today/installed
-	$(TODAY)/python -m pytest -q -rs -m "not slow"
+	OMP_NUM_THREADS=1 $(TODAY)/python -m pytest -q -rs -n $(JOBS) --dist loadfile -m "not slow"
 
 docs: .venv/installed
 	$(BIN)/mkdocs build --quiet --strict

@@ -5,10 +5,13 @@ and the hints after a misspelt name are made from it, so adding an argument is o
 is checked before that is loaded.
 """
 
+import ast
 import inspect
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from typing_extensions import TypedDict
@@ -40,7 +43,6 @@ class Setting:
 
     Attributes:
         default: its default.
-        text: what it means, and its range, in one or more sentences.
         check: ``check(name, value)`` raises a ValueError or TypeError that names the argument, its value and what would
             be right; None: anything goes, or the type's named choices alone.
         paper: its value in the preset ``"paper"``, said even where it is the default, which may change; ``...``: no
@@ -48,15 +50,16 @@ class Setting:
         loops: where it can be set: ``"composer"``, ``"ignite"``, ``"plain"``.
         objects: whether an object of the user's may stand in place of one of the type's names.
         type: from the table's annotation.
+        text: what it means, and its range: the string under the table's entry.
     """
 
     default: Any
-    text: str
     check: Check | None = None
     paper: Any = ...
     loops: tuple[str, ...] = _LOOPS
     objects: bool = False
     type: Any = None
+    text: str = ""
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -125,197 +128,105 @@ def _seed(name: str, value: Any) -> None:
 
 # ---- the table
 
+_IN_TRAINERS = ("composer", "ignite")  # loops that know how long they train
+
 
 class Settings(TypedDict, total=False):
-    """The arguments of EDBA, the same in every loop; see :func:`as_markdown` for them as a table."""
+    """The arguments of EDBA, the same in every loop; the text under an entry goes into the documentation."""
 
-    preset: Annotated[
-        Literal["default", "paper"],
-        Setting("default", "`paper`: the paper's literal settings in place of the defaults, whatever those become."),
-    ]
+    preset: Annotated[Literal["default", "paper"], Setting("default")]
+    """`paper`: the paper's literal settings in place of the defaults, whatever those become."""
     criterion: Annotated[
-        Literal["margin", "difference", "random"] | CriterionObject,
-        Setting(
-            "margin",
-            "What the candidate subsets are judged by: `margin`, equation 1; `difference`, the same without its pole; "
-            "`random`, the control: subsets of the sizes that the margin would choose, with random members; or a "
-            "function of the user's (docs/extending.md).",
-            paper="margin",
-            objects=True,
-        ),
+        Literal["margin", "difference", "random"] | CriterionObject, Setting("margin", paper="margin", objects=True)
     ]
-    num_candidates: Annotated[
-        int, Setting(1024, "Least number of candidate subsets a step, >= 1.", _whole(1), paper=1024)
-    ]
+    """What the candidate subsets are judged by: `margin`, equation 1; `difference`, the same without its pole;
+    `random`, the control: subsets of the sizes that the margin would choose, with random members; or a function of the
+    user's (docs/extending.md)."""
+    num_candidates: Annotated[int, Setting(1024, _whole(1), paper=1024)]
+    """Least number of candidate subsets a step, >= 1."""
     subset_size_law: Annotated[
-        Literal["uniform", "upper_half", "power_set"] | float,
-        Setting(
-            "upper_half",
-            "Law of the candidates' sizes: `uniform` from the smallest subset to the pool; `upper_half`, the same from "
-            "half the pool; `power_set`, every subset equally likely; or a share of the pool in (0, 1].",
-            _size_law,
-            paper="uniform",
-        ),
+        Literal["uniform", "upper_half", "power_set"] | float, Setting("upper_half", _size_law, paper="uniform")
     ]
-    min_subset_size: Annotated[
-        int,
-        Setting(
-            10, "Smallest subset, in samples a rank, >= 1; a pool no larger is trained on whole.", _whole(1), paper=10
-        ),
-    ]
-    ema_decay: Annotated[
-        float,
-        Setting(
-            0.9,
-            "Decay of both running averages in one batch, in [0, 1); from one scored batch to the next it is "
-            "`ema_decay**interval`.",
-            _number(lambda v: 0 <= v < 1, "at least 0 and below 1"),
-            paper=0.9,
-        ),
-    ]
+    """Law of the candidates' sizes: `uniform` from the smallest subset to the pool; `upper_half`, the same from half
+    the pool; `power_set`, every subset equally likely; or a share of the pool in (0, 1]."""
+    min_subset_size: Annotated[int, Setting(10, _whole(1), paper=10)]
+    """Smallest subset, in samples a rank, >= 1; a pool no larger is trained on whole."""
+    ema_decay: Annotated[float, Setting(0.9, _number(lambda v: 0 <= v < 1, "at least 0 and below 1"), paper=0.9)]
+    """Decay of both running averages in one batch, in [0, 1); from one scored batch to the next it is
+    `ema_decay**interval`."""
     batch_size_policy: Annotated[
-        Literal["loss", "margin", "noise_scale", "fixed"] | PolicyObject,
-        Setting(
-            "loss",
-            "The rule that sizes the batch: by the loss, the margin or the gradient noise scale, or not at all; or a "
-            "rule of the user's (docs/extending.md).",
-            paper="margin",
-            objects=True,
-        ),
+        Literal["loss", "margin", "noise_scale", "fixed"] | PolicyObject, Setting("loss", paper="margin", objects=True)
     ]
-    policy_options: Annotated[
-        Mapping[str, Any] | None,
-        Setting(
-            None,
-            "Constants of `batch_size_policy` in place of its own, such as `{'largest_growth': 4}`: keyword arguments "
-            "of its class in composer_edba/method/sizing.py.",
-            paper=None,
-        ),
-    ]
-    min_batch_size: Annotated[int, Setting(10, "Smallest batch, in samples a rank, >= 1.", _whole(1), paper=10)]
-    max_batch_size: Annotated[
-        int,
-        Setting(
-            1000,
-            "Largest batch, in samples a rank. Training starts at the loader's own batch size.",
-            _whole(1),
-            paper=1000,
-        ),
-    ]
-    scoring: Annotated[
-        Literal["forward", "cached"],
-        Setting(
-            "forward",
-            "`forward`: an extra forward pass without gradients over the pool. `cached`: no such pass; what a sample "
-            "was scored at is kept from when it was last trained on, in N x (F + C + 1) float32 numbers for N samples, "
-            "F features and C classes, and only what is chosen is loaded (docs/method.md).",
-            paper="forward",
-        ),
-    ]
-    scale_factor: Annotated[
-        float,
-        Setting(
-            1.0,
-            "Side length of the images in the scoring forward relative to the real ones, in (0, 1].",
-            _number(lambda v: 0 < v <= 1, "above 0 and at most 1"),
-            paper=1.0,
-        ),
-    ]
-    scoring_batch_norm: Annotated[
-        Literal["pool", "running"],
-        Setting(
-            "pool",
-            "What batch normalisation works with in the scoring forward: the pool's own statistics, as in training, or "
-            "its running ones, as in evaluation.",
-            paper="pool",
-        ),
-    ]
-    interval: Annotated[
-        int,
-        Setting(
-            10,
-            "One batch in `interval` is scored and a subset of it chosen, the others are trained on whole; 1: every "
-            "batch, the paper's.",
-            _whole(1),
-            paper=1,
-        ),
-    ]
-    interrupt: Annotated[
-        int,
-        Setting(
-            0, "Every `interrupt`-th batch of a pass is trained on whole and not scored; 0: none.", _interrupt, paper=0
-        ),
-    ]
-    start: Annotated[
-        float,
-        Setting(
-            0.0,
-            "Fraction of training, in [0, 1], from which on subsets are chosen. Before it, and from `end` on, whole "
-            "batches are trained on and their size stays.",
-            _SHARE,
-            paper=0.0,
-            loops=("composer", "ignite"),
-        ),
-    ]
-    end: Annotated[
-        float,
-        Setting(
-            1.0,
-            "Fraction of training until which subsets are chosen, > `start`.",
-            _SHARE,
-            paper=1.0,
-            loops=("composer", "ignite"),
-        ),
-    ]
-    last_layer: Annotated[
-        Layer,
-        Setting(
-            None,
-            "The layer whose gradient is measured, a module or its name in the model (of a ComposerClassifier: "
-            "`'module.fc'`): a Linear or a 1x1 convolution. None: the one that is called last.",
-            _layer,
-        ),
-    ]
-    seed: Annotated[
-        int | None,
-        Setting(
-            None,
-            "Of the random candidates, in [0, 2**63). None: torch's own seed, that of rank 0; in Composer always the "
-            "Trainer's.",
-            _seed,
-            loops=("ignite", "plain"),
-        ),
-    ]
-    input_key: Annotated[
-        Any,
-        Setting(
-            None,
-            "Where the batch keeps the model's input, needed only for `scale_factor`; as in Composer's algorithms. "
-            "None: 0, or the first floating-point tensor of a mapping.",
-            loops=("composer",),
-        ),
-    ]
-    target_key: Annotated[
-        Any,
-        Setting(
-            None,
-            "Where the batch keeps the targets; their number is the number of samples. None: 1, or `labels`, `label`, "
-            "`targets`, `target` in a mapping; without it all tensors must have the same first dimension.",
-            loops=("composer",),
-        ),
-    ]
+    """The rule that sizes the batch: by the loss, the margin or the gradient noise scale, or not at all; or a rule of
+    the user's (docs/extending.md)."""
+    policy_options: Annotated[Mapping[str, Any] | None, Setting(None, paper=None)]
+    """Constants of `batch_size_policy` in place of its own, such as `{'largest_growth': 4}`: keyword arguments of its
+    class in composer_edba/method/sizing.py."""
+    min_batch_size: Annotated[int, Setting(10, _whole(1), paper=10)]
+    """Smallest batch, in samples a rank, >= 1."""
+    max_batch_size: Annotated[int, Setting(1000, _whole(1), paper=1000)]
+    """Largest batch, in samples a rank. Training starts at the loader's own batch size."""
+    scoring: Annotated[Literal["forward", "cached"], Setting("forward", paper="forward")]
+    """`forward`: an extra forward pass without gradients over the pool. `cached`: no such pass; what a sample was
+    scored at is kept from when it was last trained on, in N x (F + C + 1) float32 numbers for N samples, F features and
+    C classes, and only what is chosen is loaded (docs/method.md)."""
+    scale_factor: Annotated[float, Setting(1.0, _number(lambda v: 0 < v <= 1, "above 0 and at most 1"), paper=1.0)]
+    """Side length of the images in the scoring forward relative to the real ones, in (0, 1]."""
+    scoring_batch_norm: Annotated[Literal["pool", "running"], Setting("pool", paper="pool")]
+    """What batch normalisation works with in the scoring forward: the pool's own statistics, as in training, or its
+    running ones, as in evaluation."""
+    interval: Annotated[int, Setting(10, _whole(1), paper=1)]
+    """One batch in `interval` is scored and a subset of it chosen, the others are trained on whole; 1: every batch, the
+    paper's. Choosing costs more than it has been shown to give (docs/evidence.md)."""
+    interrupt: Annotated[int, Setting(0, _interrupt, paper=0)]
+    """Every `interrupt`-th batch of a pass is trained on whole and not scored; 0: none."""
+    start: Annotated[float, Setting(0.0, _SHARE, paper=0.0, loops=_IN_TRAINERS)]
+    """Fraction of training, in [0, 1], from which on subsets are chosen. Before it, and from `end` on, whole batches
+    are trained on and their size stays."""
+    end: Annotated[float, Setting(1.0, _SHARE, paper=1.0, loops=_IN_TRAINERS)]
+    """Fraction of training until which subsets are chosen, > `start`."""
+    last_layer: Annotated[Layer, Setting(None, _layer)]
+    """The layer whose gradient is measured, a module or its name in the model (of a ComposerClassifier: `'module.fc'`):
+    a Linear or a 1x1 convolution. None: the one that is called last."""
+    seed: Annotated[int | None, Setting(None, _seed, loops=("ignite", "plain"))]
+    """Of the random candidates, in [0, 2**63). None: torch's own seed, that of rank 0; in Composer always the
+    Trainer's."""
+    input_key: Annotated[Any, Setting(None, loops=("composer",))]
+    """Where the batch keeps the model's input, needed only for `scale_factor`; as in Composer's algorithms. None: 0, or
+    the first floating-point tensor of a mapping."""
+    target_key: Annotated[Any, Setting(None, loops=("composer",))]
+    """Where the batch keeps the targets; their number is the number of samples. None: 1, or `labels`, `label`,
+    `targets`, `target` in a mapping; without it all tensors must have the same first dimension."""
 
 
-def table_of(settings: Any = Settings) -> dict[str, Setting]:
-    """The entries of a table like :class:`Settings`, by name."""
-    table = {}
+def table_of(settings: Any) -> dict[str, Setting]:
+    """The entries of a table like :class:`Settings`, by name, those of its bases first."""
+    table: dict[str, Setting] = {}
+    for base in getattr(settings, "__orig_bases__", ()):
+        table |= table_of(base) if base is not TypedDict else {}
+    texts = _texts_under(settings)
     for name, annotation in get_type_hints(settings, include_extras=True).items():
-        kind, entry = get_args(annotation)[:2]
-        table[name] = Setting(entry.default, entry.text, entry.check, entry.paper, entry.loops, entry.objects, kind)
+        if name not in table:
+            kind, entry = get_args(annotation)[:2]
+            table[name] = replace(entry, type=kind, text=texts.get(name, ""))
     return table
 
 
-SETTINGS: dict[str, Setting] = table_of()
+def _texts_under(settings: Any) -> dict[str, str]:
+    """The string under each entry, as one line; as for the attributes of any class, only the source has it."""
+    try:
+        source = textwrap.dedent(inspect.getsource(settings))
+    except (OSError, TypeError):
+        return {}
+    body: list[Any] = ast.parse(source).body[0].body  # type: ignore[attr-defined]
+    return {
+        ast.unparse(entry.target): " ".join(ast.literal_eval(text.value).split())
+        for entry, text in pairwise(body)
+        if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+SETTINGS: dict[str, Setting] = table_of(Settings)
 """The arguments by name."""
 
 
