@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.contract.fuzz.counter import ran
+
 torch.set_num_threads(1)
 
 settings.register_profile("shared_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -74,3 +76,25 @@ def pytest_fixture_setup(fixturedef, request):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(1)
+
+
+# ---- how many fuzz cases a test run had, over all of its processes
+
+
+def pytest_sessionfinish(session):
+    """A worker of pytest-xdist hands on its count."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["fuzz_cases"] = dict(ran)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """The process that began the workers takes it in."""
+    ran.update(getattr(node, "workeroutput", {}).get("fuzz_cases", {}))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say it at the end."""
+    if ran:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(ran.items()))
+        terminalreporter.write_line(f"fuzz cases: {sum(ran.values())} ({kinds})")
