@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from typing_extensions import Unpack
+from typing_extensions import Unpack, override
 
-from composer_edba.engine import PoolSelection, Settings, checked_settings
+from composer_edba.settings import Settings, checked, documented
+from composer_edba.supervised import SupervisedLoop
 
 try:
     from ignite.engine import DeterministicEngine, Engine, Events
@@ -27,6 +27,7 @@ except ModuleNotFoundError as error:
 __all__ = ["EDBAHandler"]
 
 
+@documented("ignite")
 class EDBAHandler:
     """Trains an Ignite trainer on the subset of each batch that EDBA chooses, and sizes its batches.
 
@@ -56,10 +57,8 @@ class EDBAHandler:
         model_transform: turns what the model gives into what the loss takes, as for ``create_supervised_trainer``.
         precision: gives the context that the trainer's forward runs in; for ``amp_mode="amp"``
             ``lambda: torch.autocast("cuda")``. None: none.
-        start: fraction of training (of ``max_epochs`` or ``max_iters``) from which on subsets are chosen. Default 0.
-        end: fraction of training until which subsets are chosen, > ``start``. Default 1. Outside of start and end the
-            whole batch is trained on and its size stays.
-        settings: see :class:`~composer_edba.engine.Settings`.
+        settings: see :mod:`composer_edba.settings`; ``start`` and ``end`` are fractions of ``max_epochs`` or
+            ``max_iters``.
 
     Raises:
         ValueError: if an argument is out of its range, the named last layer is none of the model's, or ``optimizer``
@@ -84,30 +83,27 @@ class EDBAHandler:
         model_fn: Callable[[nn.Module, Any], Any] | None = None,
         model_transform: Callable[[Any], Any] | None = None,
         precision: Callable[[], contextlib.AbstractContextManager] | None = None,
-        start: float = 0.0,
-        end: float = 1.0,
         **settings: Unpack[Settings],
     ):
-        checked_settings(settings, start, end)
+        chosen = checked(settings, "ignite")
         if optimizer is not None:
             _check_trains(optimizer, model)
-        self.start = start
-        self.end = end
         self._prepare_batch = prepare_batch
         self._non_blocking = non_blocking
         self._model_fn = model_fn
         self._model_transform = model_transform
-        self._selection = PoolSelection(
+        self._loop = _HandlerLoop(
+            chosen,
             model,
             loss_fn,
             split=self._split,
             forward=self._forward,
             precision=precision,
             optimizer=optimizer,
-            **settings,
         )
-        self._adaptive = settings.get("batch_size_policy") != "fixed"
-        self._device = self._selection.device if device is None else torch.device(device)
+        self._pools = self._loop.engine.pools
+        self._resizes = chosen["batch_size_policy"] != "fixed" or chosen["scoring"] == "cached"
+        self._device = self._loop.device() if device is None else torch.device(device)
         self._engine: Engine | None = None
         self._given: Any = None  # the user's loader
         self._loader: Any = None  # what the engine draws from
@@ -118,8 +114,6 @@ class EDBAHandler:
         self._fresh = True  # no epoch of this run has begun
         self._counter = 0  # Ignite's own, of batches in this epoch
         self._first_batch = True
-        self._began = 0.0
-        self._overhead_seconds = 0.0
 
     def attach(self, trainer: Engine, loader: DataLoader) -> None:
         """Have ``trainer`` train on chosen subsets of ``loader``'s batches; then call ``trainer.run(loader, ...)``.
@@ -142,7 +136,7 @@ class EDBAHandler:
             raise TypeError(f"trainer is a {type(trainer).__name__}: it must be an ignite.engine.Engine")
         if self._engine is not None:
             raise ValueError("this EDBAHandler is attached already: make one for each trainer")
-        if isinstance(trainer, DeterministicEngine) and self._adaptive:
+        if isinstance(trainer, DeterministicEngine) and self._resizes:
             raise ValueError(
                 "trainer is a DeterministicEngine, which draws all batches of a pass in advance, so their size cannot "
                 "follow the training: use an Engine, or EDBAHandler(..., batch_size_policy='fixed')"
@@ -160,7 +154,7 @@ class EDBAHandler:
     @property
     def batch_size(self) -> int | None:
         """Size of the batches drawn from now on, in samples a rank; None before the run or if it cannot change."""
-        return self._selection.batch_size
+        return self._loop.engine.batch_size
 
     def state_dict(self) -> dict[str, Any]:
         """For Ignite's Checkpoint, next to the trainer, the model and the optimizer: plain values, equal on all ranks.
@@ -169,7 +163,7 @@ class EDBAHandler:
         left. Random streams are not in it, nor in any other of Ignite's states but DeterministicEngine's.
         """
         return {
-            **self._selection.state_dict(),
+            **self._loop.state_dict(),
             "whole_passes": self._whole_passes,
             "epoch_length": self._written,
             "completed": self._completed,
@@ -177,7 +171,7 @@ class EDBAHandler:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave, when the trainer runs next. Its own state must be loaded too."""
-        self._selection.load_state_dict(state)
+        self._loop.engine.load_state_dict(state)
         self._written = state["epoch_length"]
         self._completed = state["completed"]
         self._resumed = bool(state["whole_passes"])
@@ -194,12 +188,12 @@ class EDBAHandler:
         if isinstance(engine, DeterministicEngine):
             self._loader = self._given
             return
-        self._loader = self._selection.resizable(self._given)
+        self._loader = self._loop.engine.draw_from(self._given)
         # Ignite makes the iterator from this, after EPOCH_STARTED.
-        engine.state.dataloader = self._selection.rest_of_pass(self._loader)
+        engine.state.dataloader = self._pools.rest_of_pass(self._loader)
         length = engine.state.epoch_length
         own = length is not None and length != self._written and length != _length(self._given)
-        self._whole_passes = self._selection.sampler is not None and not own
+        self._whole_passes = self._pools.sampler is not None and not own
         if self._resumed and self._whole_passes:
             # Ignite divides iterations by epoch_length, and epochs of changing length are not told by that.
             engine.state.epoch = self._completed
@@ -207,6 +201,7 @@ class EDBAHandler:
         self._completed = engine.state.epoch
 
     def _epoch_started(self, engine: Engine) -> None:
+        self._loop.done = self._elapsed(engine)  # workers have their first batches chosen when the pass begins
         self._counter = 0
         if self._fresh:  # Ignite begins to count where it believes the epoch was left
             length = engine.state.epoch_length
@@ -215,6 +210,7 @@ class EDBAHandler:
         self._first_batch = True
 
     def _get_batch_started(self, engine: Engine) -> None:
+        self._loop.done = self._elapsed(engine)
         if engine.state.dataloader is not self._loader and not isinstance(engine, DeterministicEngine):
             engine.state.dataloader = self._loader
         # The first batch of an epoch finds the last pass's iterator at its end, and Ignite must make a new one.
@@ -223,22 +219,20 @@ class EDBAHandler:
         self._first_batch = False
 
     def _get_batch_completed(self, engine: Engine) -> None:
-        self._began = time.perf_counter()
-        scored = self.start <= self._elapsed(engine) < self.end
+        self._loop.done = self._elapsed(engine)
         batch: Any = engine.state.batch
         if self._prepare_batch is None:  # the trainer need not move it again
             batch = convert_tensor(batch, device=self._device, non_blocking=self._non_blocking)
-        engine.state.batch = self._selection.choose(batch, scored=scored)
+        engine.state.batch = self._loop.choose(batch)
         self._counter += 1
         if self._whole_passes:
             self._set_length(engine, engine.state.iteration + 1, engine.state.epoch - 1)
-        self._show(engine, self._selection.figures)
-        self._overhead_seconds = time.perf_counter() - self._began if scored else 0.0
+        self._show(engine, self._loop.engine.figures)
 
     def _iteration_completed(self, engine: Engine) -> None:
-        overhead = self._overhead_seconds / (time.perf_counter() - self._began)
-        self._show(engine, {**self._selection.figures, "overhead": overhead})
-        if self._whole_passes and self._selection.pass_is_over:
+        overhead = self._loop.end_step()
+        self._show(engine, {**self._loop.engine.figures, "overhead": overhead})
+        if self._whole_passes and self._pools.is_over:
             self._completed = engine.state.epoch
 
     def _epoch_completed(self, engine: Engine) -> None:
@@ -248,7 +242,7 @@ class EDBAHandler:
         if engine.state.max_iters is not None:
             engine.state.max_epochs = None  # which Ignite concludes from the length of the first epoch
         self._counter = 0
-        self._selection.end_pass()
+        self._loop.engine.begin_pass()
         self._set_length(engine, engine.state.iteration, engine.state.epoch)
 
     # ---- their parts
@@ -271,8 +265,8 @@ class EDBAHandler:
         """
         part = 0.0
         if self._counter:
-            size = self._selection.pass_size
-            part = min(1.0, self._selection.seen / size) if size else 1.0
+            size = self._pools.shortest
+            part = min(1.0, self._pools.seen / size) if size else 1.0
         mean = round(iterations / max(epochs + part, 1e-9)) if iterations else 0
         least = iterations // (epochs + 1) + 1
         # A length that the counter reached would end the epoch.
@@ -286,9 +280,9 @@ class EDBAHandler:
             return state.iteration / state.max_iters
         if state.max_epochs is None:
             return 0.0
-        part, size = 0.0, self._selection.pass_size
+        part, size = 0.0, self._pools.shortest
         if self._whole_passes and size:
-            part = self._selection.seen / size
+            part = self._pools.seen / size
         return (state.epoch - 1 + part) / state.max_epochs
 
     def _split(self, batch: Any) -> tuple[Any, Any]:
@@ -304,6 +298,14 @@ class EDBAHandler:
     def _forward(self, model: nn.Module, inputs: Any) -> Any:
         outputs = model(inputs) if self._model_fn is None else self._model_fn(model, inputs)
         return outputs if self._model_transform is None else self._model_transform(outputs)
+
+
+class _HandlerLoop(SupervisedLoop):
+    done = 0.0  # fraction of training that is over
+
+    @override
+    def elapsed(self) -> float | None:
+        return self.done
 
 
 def _check_trains(optimizer: Optimizer, model: nn.Module) -> None:

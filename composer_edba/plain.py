@@ -11,11 +11,13 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
-from composer_edba.engine import PoolSelection, Settings
+from composer_edba.settings import Settings, checked, documented
+from composer_edba.supervised import SupervisedLoop
 
 __all__ = ["SubsetLoader"]
 
 
+@documented("plain")
 class SubsetLoader:
     """Yields, for every batch of a DataLoader, the subset that EDBA chooses for the model as it is then.
 
@@ -34,7 +36,7 @@ class SubsetLoader:
             ``lambda: torch.autocast("cuda", dtype=torch.bfloat16)``. None: none.
         optimizer: whose learning rate ``batch_size_policy="loss"`` goes by; give it where a schedule changes that.
             None: the learning rate counts as constant.
-        settings: see :class:`~composer_edba.engine.Settings`.
+        settings: see :mod:`composer_edba.settings`.
 
     Raises:
         ValueError: if a setting is out of its range, the loader is empty, or the named last layer is none of the
@@ -61,22 +63,23 @@ class SubsetLoader:
         optimizer: Optimizer | None = None,
         **settings: Unpack[Settings],
     ):
-        self._selection = PoolSelection(
+        self._loop = SupervisedLoop(
+            checked(settings, "plain"),
             model,
             loss_fn,
             split=self._pair if split is None else split,
             forward=forward,
             precision=precision,
             optimizer=optimizer,
-            **settings,
         )
         self._given = loader
-        self._loader = self._selection.resizable(loader)
+        self._loader = self._loop.engine.draw_from(loader)
 
     def __iter__(self) -> Iterator[Any]:
         """One pass over the data; after :meth:`load_state_dict`, what was left of the interrupted one."""
-        for pool in self._selection.rest_of_pass(self._loader):
-            yield self._selection.choose(pool)
+        for pool in self._loop.engine.pools.rest_of_pass(self._loader):
+            yield self._loop.choose(pool)
+            self._loop.end_step()
 
     def __len__(self) -> int:
         """Batches in a pass, with those to come at the present size."""
@@ -85,12 +88,12 @@ class SubsetLoader:
     @property
     def figures(self) -> dict[str, float]:
         """What is known of the last step: ``batch_size``, ``subset_size``; ``margin`` and metrics if it was scored."""
-        return self._selection.figures
+        return self._loop.engine.figures
 
     @property
     def batch_size(self) -> int | None:
         """Size of the batches drawn from now on, in samples a rank; None if it cannot change."""
-        return self._selection.batch_size
+        return self._loop.engine.batch_size
 
     @property
     def dataset(self) -> Any:
@@ -104,7 +107,7 @@ class SubsetLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on, also inside of a pass; plain values. Random streams are the caller's."""
-        return self._selection.state_dict()
+        return self._loop.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave.
@@ -112,8 +115,8 @@ class SubsetLoader:
         Raises:
             ValueError: if it is from inside a pass and this loader's passes are others.
         """
-        self._selection.load_state_dict(state)
-        self._loader = self._selection.resizable(self._given)
+        self._loop.engine.load_state_dict(state)
+        self._loader = self._loop.engine.draw_from(self._given)
 
     def _pair(self, batch: Any) -> tuple[Any, Any]:
         if not isinstance(batch, (list, tuple)) or len(batch) != 2:
@@ -121,6 +124,6 @@ class SubsetLoader:
                 f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (list, tuple)) else type(batch).__name__
             )
             raise ValueError(f"the batch is a {found}, not a pair (inputs, target): say by split= which is which")
-        device = self._selection.device
+        device = self._loop.device()
         inputs, target = (part.to(device) if hasattr(part, "to") else part for part in batch)
         return inputs, target

@@ -1,76 +1,461 @@
-"""Checks of EDBA's arguments, the same whichever framework hands them over."""
+"""Every argument of EDBA, once: name, type, default, range, meaning, and what the paper's preset changes.
 
-from __future__ import annotations
+:class:`Settings` is the table. Signatures, ``help()``, range checks, the check of YAML files, the documentation's table
+and the hints after a misspelt name are made from it, so adding an argument is one entry. Imports no torch: a YAML file
+is checked before that is loaded.
+"""
 
-from typing import Any
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from torch import nn
+from typing_extensions import TypedDict
 
-from composer_edba.method.candidates import check_size_law
-from composer_edba.method.sizing import check_policy_options
+from composer_edba.method.sizing import BatchSizePolicy, check_policy_options
+from composer_edba.spelling import nearest
 
-__all__ = ["check_arguments"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-_CHOICES = {
-    "batch_size_policy": ("loss", "margin", "noise_scale", "fixed"),
-    "criterion": ("margin", "difference", "random"),
-    "scoring": ("forward", "cached"),
-    "scoring_batch_norm": ("pool", "running"),
-}
-_COUNTS = {
-    "num_candidates": 1,
-    "min_subset_size": 1,
-    "min_batch_size": 1,
-    "max_batch_size": 1,
-    "interval": 1,
-    "interrupt": 0,
-}
+    from composer_edba.method.averages import Averages
+
+    Layer = nn.Module | str | None
+    CriterionObject = Callable[[Tensor, float, Averages], Tensor]
+else:
+    Layer = CriterionObject = Any
+
+__all__ = ["SETTINGS", "Setting", "Settings", "as_markdown", "checked", "documented", "signature_of", "table_of"]
+
+PolicyObject = BatchSizePolicy | Callable[[int, int, int], BatchSizePolicy]
+Check = Callable[[str, Any], None]
+_Class = TypeVar("_Class", bound=type)
+_LOOPS = ("composer", "ignite", "plain")
 
 
-def check_arguments(**arguments: Any) -> None:
-    """Raise a ValueError or TypeError that names the argument, its value and what would be right."""
-    for name, choices in _CHOICES.items():
-        if not isinstance(arguments[name], str) or arguments[name] not in choices:
-            raise ValueError(f"{name} is {arguments[name]!r}: it must be one of {', '.join(map(repr, choices))}")
-    for name, least in _COUNTS.items():
-        value = arguments[name]
+@dataclass(frozen=True)
+class Setting:
+    """One argument.
+
+    Attributes:
+        default: its default.
+        text: what it means, and its range, in one or more sentences.
+        check: ``check(name, value)`` raises a ValueError or TypeError that names the argument, its value and what would
+            be right; None: anything goes, or the type's named choices alone.
+        paper: its value in the preset ``"paper"``, said even where it is the default, which may change; ``...``: no
+            matter of the method, so the default.
+        loops: where it can be set: ``"composer"``, ``"ignite"``, ``"plain"``.
+        objects: whether an object of the user's may stand in place of one of the type's names.
+        type: from the table's annotation.
+    """
+
+    default: Any
+    text: str
+    check: Check | None = None
+    paper: Any = ...
+    loops: tuple[str, ...] = _LOOPS
+    objects: bool = False
+    type: Any = None
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The names that its type allows; empty if it has none."""
+        return tuple(choice for part in _alternatives(self.type) for choice in get_args(part) if _is_literal(part))
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
+        return [part for option in get_args(annotation) for part in _alternatives(option)]
+    return [annotation]
+
+
+def _is_literal(annotation: Any) -> bool:
+    return get_origin(annotation) is Literal
+
+
+# ---- ranges
+
+
+def _whole(least: int) -> Check:
+    def check(name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} is {value!r}: it must be an integer >= {least}")
         if value < least:
             raise ValueError(f"{name} is {value}: it must be at least {least}")
-    for name in ("ema_decay", "scale_factor", "start", "end"):
-        value = arguments[name]
+
+    return check
+
+
+def _number(is_right: Callable[[float], bool], wanted: str) -> Check:
+    def check(name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} is {value!r}: it must be a number between 0 and 1")
-    if not 0 <= arguments["ema_decay"] < 1:
-        raise ValueError(f"ema_decay is {arguments['ema_decay']}: it must be at least 0 and below 1")
-    if not 0 < arguments["scale_factor"] <= 1:
-        raise ValueError(f"scale_factor is {arguments['scale_factor']}: it must be above 0 and at most 1")
-    if arguments["scoring"] == "cached" and arguments["scale_factor"] != 1:
+        if not is_right(value):
+            raise ValueError(f"{name} is {value}: it must be {wanted}")
+
+    return check
+
+
+_SHARE = _number(lambda v: 0 <= v <= 1, "between 0 and 1")
+
+
+def _size_law(name: str, value: Any) -> None:
+    share = not isinstance(value, (bool, str)) and isinstance(value, (int, float)) and 0 < value <= 1
+    if not share and not (isinstance(value, str) and value in SETTINGS[name].choices):
+        raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(SETTINGS[name].choices)}, or in (0, 1]")
+
+
+def _layer(name: str, value: Any) -> None:
+    torch = sys.modules.get("torch")  # without it there is no module to give
+    if value is not None and not isinstance(value, str) and not (torch and isinstance(value, torch.nn.Module)):
+        raise TypeError(f"{name} is {value!r}: it must be a module of the model, its name, or None")
+
+
+def _interrupt(name: str, value: Any) -> None:
+    _whole(0)(name, value)
+    if value == 1:
+        raise ValueError(f"{name} is 1: every batch would be a plain step. Use 0 for none, or 2 or more")
+
+
+def _seed(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63):
+        raise ValueError(f"{name} is {value!r}: it must be an integer from 0 to 2**63 - 1, or None for torch's own")
+
+
+# ---- the table
+
+
+class Settings(TypedDict, total=False):
+    """The arguments of EDBA, the same in every loop; see :func:`as_markdown` for them as a table."""
+
+    preset: Annotated[
+        Literal["default", "paper"],
+        Setting("default", "`paper`: the paper's literal settings in place of the defaults, whatever those become."),
+    ]
+    criterion: Annotated[
+        Literal["margin", "difference", "random"] | CriterionObject,
+        Setting(
+            "margin",
+            "What the candidate subsets are judged by: `margin`, equation 1; `difference`, the same without its pole; "
+            "`random`, the control: subsets of the sizes that the margin would choose, with random members; or a "
+            "function of the user's (docs/extending.md).",
+            paper="margin",
+            objects=True,
+        ),
+    ]
+    num_candidates: Annotated[
+        int, Setting(1024, "Least number of candidate subsets a step, >= 1.", _whole(1), paper=1024)
+    ]
+    subset_size_law: Annotated[
+        Literal["uniform", "upper_half", "power_set"] | float,
+        Setting(
+            "upper_half",
+            "Law of the candidates' sizes: `uniform` from the smallest subset to the pool; `upper_half`, the same from "
+            "half the pool; `power_set`, every subset equally likely; or a share of the pool in (0, 1].",
+            _size_law,
+            paper="uniform",
+        ),
+    ]
+    min_subset_size: Annotated[
+        int,
+        Setting(
+            10, "Smallest subset, in samples a rank, >= 1; a pool no larger is trained on whole.", _whole(1), paper=10
+        ),
+    ]
+    ema_decay: Annotated[
+        float,
+        Setting(
+            0.9,
+            "Decay of both running averages in one batch, in [0, 1); from one scored batch to the next it is "
+            "`ema_decay**interval`.",
+            _number(lambda v: 0 <= v < 1, "at least 0 and below 1"),
+            paper=0.9,
+        ),
+    ]
+    batch_size_policy: Annotated[
+        Literal["loss", "margin", "noise_scale", "fixed"] | PolicyObject,
+        Setting(
+            "loss",
+            "The rule that sizes the batch: by the loss, the margin or the gradient noise scale, or not at all; or a "
+            "rule of the user's (docs/extending.md).",
+            paper="margin",
+            objects=True,
+        ),
+    ]
+    policy_options: Annotated[
+        Mapping[str, Any] | None,
+        Setting(
+            None,
+            "Constants of `batch_size_policy` in place of its own, such as `{'largest_growth': 4}`: keyword arguments "
+            "of its class in composer_edba/method/sizing.py.",
+            paper=None,
+        ),
+    ]
+    min_batch_size: Annotated[int, Setting(10, "Smallest batch, in samples a rank, >= 1.", _whole(1), paper=10)]
+    max_batch_size: Annotated[
+        int,
+        Setting(
+            1000,
+            "Largest batch, in samples a rank. Training starts at the loader's own batch size.",
+            _whole(1),
+            paper=1000,
+        ),
+    ]
+    scoring: Annotated[
+        Literal["forward", "cached"],
+        Setting(
+            "forward",
+            "`forward`: an extra forward pass without gradients over the pool. `cached`: no such pass; what a sample "
+            "was scored at is kept from when it was last trained on, in N x (F + C + 1) float32 numbers for N samples, "
+            "F features and C classes, and only what is chosen is loaded (docs/method.md).",
+            paper="forward",
+        ),
+    ]
+    scale_factor: Annotated[
+        float,
+        Setting(
+            1.0,
+            "Side length of the images in the scoring forward relative to the real ones, in (0, 1].",
+            _number(lambda v: 0 < v <= 1, "above 0 and at most 1"),
+            paper=1.0,
+        ),
+    ]
+    scoring_batch_norm: Annotated[
+        Literal["pool", "running"],
+        Setting(
+            "pool",
+            "What batch normalisation works with in the scoring forward: the pool's own statistics, as in training, or "
+            "its running ones, as in evaluation.",
+            paper="pool",
+        ),
+    ]
+    interval: Annotated[
+        int,
+        Setting(
+            10,
+            "One batch in `interval` is scored and a subset of it chosen, the others are trained on whole; 1: every "
+            "batch, the paper's.",
+            _whole(1),
+            paper=1,
+        ),
+    ]
+    interrupt: Annotated[
+        int,
+        Setting(
+            0, "Every `interrupt`-th batch of a pass is trained on whole and not scored; 0: none.", _interrupt, paper=0
+        ),
+    ]
+    start: Annotated[
+        float,
+        Setting(
+            0.0,
+            "Fraction of training, in [0, 1], from which on subsets are chosen. Before it, and from `end` on, whole "
+            "batches are trained on and their size stays.",
+            _SHARE,
+            paper=0.0,
+            loops=("composer", "ignite"),
+        ),
+    ]
+    end: Annotated[
+        float,
+        Setting(
+            1.0,
+            "Fraction of training until which subsets are chosen, > `start`.",
+            _SHARE,
+            paper=1.0,
+            loops=("composer", "ignite"),
+        ),
+    ]
+    last_layer: Annotated[
+        Layer,
+        Setting(
+            None,
+            "The layer whose gradient is measured, a module or its name in the model (of a ComposerClassifier: "
+            "`'module.fc'`): a Linear or a 1x1 convolution. None: the one that is called last.",
+            _layer,
+        ),
+    ]
+    seed: Annotated[
+        int | None,
+        Setting(
+            None,
+            "Of the random candidates, in [0, 2**63). None: torch's own seed, that of rank 0; in Composer always the "
+            "Trainer's.",
+            _seed,
+            loops=("ignite", "plain"),
+        ),
+    ]
+    input_key: Annotated[
+        Any,
+        Setting(
+            None,
+            "Where the batch keeps the model's input, needed only for `scale_factor`; as in Composer's algorithms. "
+            "None: 0, or the first floating-point tensor of a mapping.",
+            loops=("composer",),
+        ),
+    ]
+    target_key: Annotated[
+        Any,
+        Setting(
+            None,
+            "Where the batch keeps the targets; their number is the number of samples. None: 1, or `labels`, `label`, "
+            "`targets`, `target` in a mapping; without it all tensors must have the same first dimension.",
+            loops=("composer",),
+        ),
+    ]
+
+
+def table_of(settings: Any = Settings) -> dict[str, Setting]:
+    """The entries of a table like :class:`Settings`, by name."""
+    table = {}
+    for name, annotation in get_type_hints(settings, include_extras=True).items():
+        kind, entry = get_args(annotation)[:2]
+        table[name] = Setting(entry.default, entry.text, entry.check, entry.paper, entry.loops, entry.objects, kind)
+    return table
+
+
+SETTINGS: dict[str, Setting] = table_of()
+"""The arguments by name."""
+
+
+# ---- what is made of it
+
+
+def checked(
+    given: Mapping[str, Any], loop: str | None = None, table: Mapping[str, Setting] | None = None
+) -> dict[str, Any]:
+    """All settings, those that are not given at the preset's value; the preset itself is not among them.
+
+    Args:
+        given: arguments by name.
+        loop: ``"composer"``, ``"ignite"`` or ``"plain"``: only what can be set there may be given. None: everything.
+        table: None: :data:`SETTINGS`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or two contradict each other.
+        TypeError: if one has a wrong type, or there is none of that name; names the nearest that there is.
+    """
+    table = SETTINGS if table is None else table
+    known = [name for name, entry in table.items() if loop is None or loop in entry.loops]
+    for name in given:
+        if name not in known:
+            raise TypeError(f"unknown argument {name!r}: {nearest(str(name), known)}")
+    for name, value in given.items():
+        check_value(name, value, table)
+    preset = given.get("preset", table["preset"].default)
+    full = {
+        name: entry.paper if preset == "paper" and entry.paper is not ... else entry.default
+        for name, entry in table.items()
+        if name != "preset"
+    }
+    full.update((name, value) for name, value in given.items() if name != "preset")
+    _check_together(full)
+    return full
+
+
+def check_value(name: str, value: Any, table: Mapping[str, Setting] | None = None) -> None:
+    """Raise a ValueError or TypeError if the argument ``name`` cannot have this value."""
+    entry = (SETTINGS if table is None else table)[name]
+    if entry.check is not None:
+        entry.check(name, value)
+    elif entry.choices and not (isinstance(value, str) and value in entry.choices):
+        if entry.objects and (callable(value) or isinstance(value, BatchSizePolicy)):
+            return
+        objects = ", or an object (docs/extending.md)" if entry.objects else ""
+        raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(map(repr, entry.choices))}{objects}")
+
+
+def _check_together(full: Mapping[str, Any]) -> None:
+    if full["scoring"] == "cached" and full["scale_factor"] != 1:
         raise ValueError(
-            f"scale_factor is {arguments['scale_factor']} and scoring is 'cached', which has no scoring forward to "
-            "make smaller: use scale_factor=1, or scoring='forward'"
+            f"scale_factor is {full['scale_factor']} and scoring is 'cached', which has no scoring forward to make "
+            "smaller: use scale_factor=1, or scoring='forward'"
         )
-    if arguments["scoring"] == "cached" and arguments["scoring_batch_norm"] != "pool":
+    if full["scoring"] == "cached" and full["scoring_batch_norm"] != "pool":
         raise ValueError(
-            f"scoring_batch_norm is {arguments['scoring_batch_norm']!r} and scoring is 'cached', which has no scoring "
+            f"scoring_batch_norm is {full['scoring_batch_norm']!r} and scoring is 'cached', which has no scoring "
             "forward: leave scoring_batch_norm out, or use scoring='forward'"
         )
-    start, end = arguments["start"], arguments["end"]
-    if not 0 <= start < end <= 1:
-        raise ValueError(f"start is {start} and end is {end}: they must satisfy 0 <= start < end <= 1")
-    smallest, largest = arguments["min_batch_size"], arguments["max_batch_size"]
-    if smallest > largest:
-        raise ValueError(f"min_batch_size is {smallest} and max_batch_size is {largest}: the first must not exceed it")
-    if arguments["min_subset_size"] > largest:
+    if not full["start"] < full["end"]:
+        raise ValueError(f"start is {full['start']} and end is {full['end']}: they must satisfy 0 <= start < end <= 1")
+    check_batch_bounds(full["min_batch_size"], full["max_batch_size"], full["min_subset_size"])
+    check_policy_options(full["batch_size_policy"], full["policy_options"])
+
+
+def check_batch_bounds(min_batch_size: int, max_batch_size: int, min_subset_size: int) -> None:
+    """Raise a ValueError if the bounds contradict each other."""
+    if min_batch_size > max_batch_size:
         raise ValueError(
-            f"min_subset_size is {arguments['min_subset_size']} and max_batch_size is {largest}: no batch could ever "
-            "be chosen from; min_subset_size must not exceed max_batch_size"
+            f"min_batch_size is {min_batch_size} and max_batch_size is {max_batch_size}: the first must not exceed it"
         )
-    if arguments["interrupt"] == 1:
-        raise ValueError("interrupt is 1: every batch would be a plain step. Use 0 for none, or 2 or more")
-    layer = arguments["last_layer"]
-    if layer is not None and not isinstance(layer, (str, nn.Module)):
-        raise TypeError(f"last_layer is {layer!r}: it must be a module of the model, its name, or None")
-    check_size_law(arguments["subset_size_law"])
-    check_policy_options(arguments["batch_size_policy"], arguments["policy_options"])
+    if min_subset_size > max_batch_size:
+        raise ValueError(
+            f"min_subset_size is {min_subset_size} and max_batch_size is {max_batch_size}: no batch could ever be "
+            "chosen from; min_subset_size must not exceed max_batch_size"
+        )
+
+
+def shown(arguments: Mapping[str, Any]) -> str:
+    """``name=value, ...``, an object as the name of its type: the same at every moment of a run."""
+
+    def word(value: Any) -> str:
+        plain = value is None or isinstance(value, (bool, int, float, str, Mapping))
+        return repr(value if plain else getattr(value, "__qualname__", type(value).__name__))
+
+    return ", ".join(f"{name}={word(value)}" for name, value in arguments.items())
+
+
+def signature_of(
+    callable_: Callable[..., Any], loop: str | None = None, table: Mapping[str, Setting] | None = None
+) -> inspect.Signature:
+    """The signature of ``callable_`` with its ``**settings`` spelt out, as keyword arguments with their defaults."""
+    table = SETTINGS if table is None else table
+    plain = inspect.signature(callable_)
+    own = [p for p in plain.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    taken = [p.name for p in own]
+    spelt = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=entry.default, annotation=entry.type)
+        for name, entry in table.items()
+        if name not in taken and (loop is None or loop in entry.loops)
+    ]
+    return plain.replace(parameters=[*own, *spelt])
+
+
+def documented(loop: str, table: Mapping[str, Setting] | None = None) -> Callable[[_Class], _Class]:
+    """A decorator: the class's ``__signature__`` and docstring show each of the settings that ``loop`` takes.
+
+    In the docstring they take the place of the line that begins with ``settings:``.
+    """
+
+    def decorate(cls: _Class) -> _Class:
+        full = signature_of(cls.__init__, loop, table)  # type: ignore[misc]
+        cls.__signature__ = full.replace(parameters=list(full.parameters.values())[1:])  # type: ignore[attr-defined]
+        lines = []
+        for line in (cls.__doc__ or "").splitlines():
+            if line.strip().startswith("settings:"):
+                indent = line[: len(line) - len(line.lstrip())]
+                lines += [f"{indent}{entry}" for entry in _described(loop, table)]
+            else:
+                lines.append(line)
+        cls.__doc__ = "\n".join(lines)
+        return cls
+
+    return decorate
+
+
+def _described(loop: str, table: Mapping[str, Setting] | None) -> Iterable[str]:
+    for name, entry in (SETTINGS if table is None else table).items():
+        if loop in entry.loops:
+            yield f"{name}: {entry.text} Default {entry.default!r}."
+
+
+def as_markdown(table: Mapping[str, Setting] | None = None) -> str:
+    """The table for the documentation: argument, default, the paper's, meaning, where."""
+    rows = ["| argument | default | paper's | meaning |", "|---|---|---|---|"]
+    for name, entry in (SETTINGS if table is None else table).items():
+        paper = "the same" if entry.paper in (..., entry.default) else f"`{entry.paper!r}`"
+        paper = "none" if name == "preset" else paper
+        where = "" if entry.loops == _LOOPS else f" *Only in {' and '.join(map(str.capitalize, entry.loops))}.*"
+        rows.append(f"| `{name}` | `{entry.default!r}` | {paper} | {entry.text}{where} |")
+    return "\n".join(rows) + "\n"

@@ -58,7 +58,7 @@ class BatchGrowth(LoaderAlgorithm):
 
     def begin_fit(self, state: State) -> None:
         """Hand the loader to StepBS and, in a resumed run, take its steps so far again."""
-        largest = self._loader.largest_batch
+        largest = self._pools.shortest
         assert largest is not None
         if self._scheduler is None:
             if self.max_batch_size < self.sampler.batch_size:

@@ -128,7 +128,7 @@ class InfoBatch(LoaderAlgorithm):
     def _set_weights(self, weights: Tensor, state: State) -> None:
         self._weights = weights
         self._kept_sampler.kept = weights > 0
-        self._loader.measure_pass(state)
+        self._pools.measure(torch.device("cpu"))
 
     # ---- what is trained on
 

@@ -6,13 +6,15 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from composer_edba.composer.epochs import TrainerLoader
-from composer_edba.loading.distinct import DistinctSamples
-from composer_edba.loading.parts import equal_part_size
+from composer_edba.composer.epochs import EpochLength
+from composer_edba.composer.microbatches import Microbatches
+from composer_edba.loading.batch import batch_size
+from composer_edba.loading.pools import Pools
 from composer_edba.loading.sampler import ResizableBatchSampler, resizable_copy
 
 __all__ = ["LoaderAlgorithm"]
@@ -30,10 +32,10 @@ class LoaderAlgorithm(Algorithm):
     label = "loader"
 
     def __init__(self) -> None:
-        self._loader = TrainerLoader()
-        self._distinct: DistinctSamples | None = None
+        self._pools = Pools(type(self).__name__, "train_dataloader")
+        self._length = EpochLength(self._pools)
+        self._microbatches = Microbatches()
         self._samples_trained = 0
-        self._user_limit: int | None = None  # microbatch size that the user set
         self._resume_from: dict[str, Any] | None = None
         self._handlers: dict[Event, Callable[[State, Logger], None]] = {
             Event.INIT: self._init,
@@ -61,8 +63,8 @@ class LoaderAlgorithm(Algorithm):
     @property
     def sampler(self) -> ResizableBatchSampler:
         """The train loader's batch sampler, from FIT_START on."""
-        assert self._loader.sampler is not None
-        return self._loader.sampler
+        assert self._pools.sampler is not None
+        return self._pools.sampler
 
     @property
     def samples_trained(self) -> int:
@@ -72,7 +74,7 @@ class LoaderAlgorithm(Algorithm):
     @property
     def distinct_samples(self) -> int:
         """Different samples among those."""
-        return 0 if self._distinct is None else len(self._distinct)
+        return 0 if self._pools.distinct is None else len(self._pools.distinct)
 
     def match(self, event: Event, state: State) -> bool:
         """Whether this algorithm has something to do at ``event``."""
@@ -86,8 +88,7 @@ class LoaderAlgorithm(Algorithm):
         """What a resumed run needs to go on with the same batches, as plain values."""
         return {
             **super().state_dict(),
-            "loader": self._loader.state_dict(),
-            "distinct": None if self._distinct is None else self._distinct.state_dict(),
+            "pools": self._pools.state_dict(),
             "samples_trained": self._samples_trained,
         }
 
@@ -97,16 +98,13 @@ class LoaderAlgorithm(Algorithm):
 
     def take_up(self, saved: dict[str, Any], state: State) -> None:
         """FIT_START of a resumed run, after :meth:`begin_fit`."""
-        self._loader.load_state_dict(saved["loader"], state)
-        if self._distinct is not None:
-            self._distinct.load_state_dict(saved["distinct"])
+        self._pools.load_state_dict(saved["pools"], int(state.timestamp.batch_in_epoch))
         self._samples_trained = saved["samples_trained"]
 
     # ---- events
 
     def _init(self, state: State, logger: Logger) -> None:
-        limit = state.device_train_microbatch_size
-        self._user_limit = None if limit is None else int(limit)
+        self._microbatches.ask_user(state)
 
     def _fit_start(self, state: State, logger: Logger) -> None:
         name = type(self).__name__
@@ -117,40 +115,37 @@ class LoaderAlgorithm(Algorithm):
                 f"train_dataloader must be a torch DataLoader with a batch_size and torch's own batch sampler for "
                 f"{name}, not {type(state.dataloader).__name__}"
             )
-        first_size = self._loader.install(state)
-        size = len(state.dataloader.dataset)
-        if self._distinct is None or self._distinct.size != size:
-            self._distinct = DistinctSamples(size)
+        self._length.ask_user(state)
+        twin = self._pools.draw_from(state.dataloader, torch.device("cpu"))
+        self._length.install(state, twin)
+        first_size = self.sampler.batch_size
         self.begin_fit(state)
         if self._resume_from is None:
-            self._loader.replay_without_state(first_size, state)
+            self._pools.repeat(int(state.timestamp.batch_in_epoch), first_size)
         else:
             self.take_up(self._resume_from, state)
             self._resume_from = None
 
     def _epoch_start(self, state: State, logger: Logger) -> None:
-        self._loader.forget_replay()
+        self._pools.end_pass()
         self.begin_epoch(state)
-        self._loader.open_epoch(state)
+        self._length.open(state)
 
     def _estimate_length(self, state: State, logger: Logger) -> None:
-        self._loader.estimate_length(state)
+        self._length.estimate(state)
 
     def _after_dataloader(self, state: State, logger: Logger) -> None:
-        self._loader.forget_replay()
-        indices = self.sampler.indices_of(int(state.timestamp.batch_in_epoch))
-        assert indices is not None
-        assert self._distinct is not None
-        self._distinct.add(indices)
-        self._samples_trained += len(indices)
-        # A batch larger than the loader's first size would otherwise be cut by that.
-        microbatch_size = equal_part_size(len(indices), self._user_limit)
-        if microbatch_size is None:
+        size = batch_size(state.batch)
+        drawn = self._pools.indices(self._pools.next_batch(size), size)
+        assert drawn is not None
+        indices = drawn.tolist()
+        self._pools.mark(drawn, [size], drawn.device)
+        self._samples_trained += size
+        if self._microbatches.cut(state, size) < size:
             raise ValueError(
-                f"device_train_microbatch_size={self._user_limit} leaves a microbatch of one of {len(indices)} "
-                "samples; raise it"
+                f"device_train_microbatch_size={self._microbatches.limit} leaves a microbatch of one of {size} samples;"
+                " raise it"
             )
-        state.device_train_microbatch_size = microbatch_size
         self.begin_batch(state, indices)
         figures = {
             "batch_size": len(indices),
@@ -160,4 +155,4 @@ class LoaderAlgorithm(Algorithm):
         logger.log_metrics({f"{self.label}/{name}": value for name, value in figures.items()})
 
     def _batch_end(self, state: State, logger: Logger) -> None:
-        self._loader.close_epoch(state)
+        self._length.close(state)

@@ -33,6 +33,7 @@ from composer_edba.method.choice import select_subset
 from composer_edba.method.equation import margin_loss, subset_gradient_norms
 from composer_edba.method.selector import SubsetSelector
 from composer_edba.scoring.forward import Scorer
+from composer_edba.settings import checked
 from composer_edba.train.models import build_model
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class _Steps:
         self.size = size
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
         self.generator = torch.Generator().manual_seed(0)
-        self.scorer, self.selector = Scorer(), SubsetSelector()
+        self.scorer, self.selector = Scorer(), SubsetSelector.from_settings(checked({"preset": "paper"}))
         self.layer_selectors = {name: LayerSubsetSelector() for name in ("dba", "dba_at_once")}
         # Finds the last layer and checks the loss, which is done once a run.
         self.scorer(self.model, self.batches[0], _loss)

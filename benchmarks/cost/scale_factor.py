@@ -32,6 +32,7 @@ from composer_edba.method.equation import margin_loss, prefix_gradient_norms, su
 from composer_edba.method.selector import SubsetSelector
 from composer_edba.scoring.forward import PoolScores, Scorer
 from composer_edba.scoring.images import scaled_images
+from composer_edba.settings import checked
 from composer_edba.train.data.cifar import cifar_splits
 from composer_edba.train.data.subset import stratified_subset
 from composer_edba.train.models import build_model
@@ -147,7 +148,9 @@ class _Training:
             self.optimizer, arguments.lr, total_steps=arguments.steps, pct_start=0.2, cycle_momentum=False
         )
         self.scorer = Scorer()
-        self.selectors = {scale: SubsetSelector() for scale in (1.0, *arguments.scales)}
+        self.selectors = {
+            scale: SubsetSelector.from_settings(checked({"preset": "paper"})) for scale in (1.0, *arguments.scales)
+        }
         self.order = torch.empty(0, dtype=torch.int64)
         self.step = 0
         self.records: list[dict[str, Any]] = []

@@ -26,7 +26,7 @@ from benchmarks.comparators.score_agreement import ScoreAgreement
 from benchmarks.suites.evaluation import EvaluationPoints, RunRecorder, forward_flops
 from benchmarks.suites.suites import YAMLS, RunSpec
 from composer_edba.dba.algorithm import DBA
-from composer_edba.presets import DEFAULTS, PAPER
+from composer_edba.settings import SETTINGS
 from composer_edba.train.config import Config, load_config, schema_keys
 from composer_edba.train.data import BatchTensorDataset, Data
 from composer_edba.train.run import build_trainer
@@ -161,7 +161,7 @@ def _changed(config: Config) -> dict[str, Any]:
             changed[key.name] = value
     given = changed.get("algorithms", {}).get("edba")
     if isinstance(given, dict) and given.get("preset") != "paper":
-        ours = {name: value for name, value in DEFAULTS.items() if value != PAPER[name]}
+        ours = {name: s.default for name, s in SETTINGS.items() if s.paper not in (..., s.default)}
         changed["algorithms"] = {**changed["algorithms"], "edba": {**ours, **given}}
     return changed
 

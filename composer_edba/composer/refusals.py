@@ -11,15 +11,13 @@ from typing import Any
 from composer.algorithms import CutMix, GyroDropout, MixUp, NoOpModel, SelectiveBackprop
 from composer.core import Algorithm
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from composer_edba.loading.parts import equal_part_size
-from composer_edba.loading.sampler import ResizableBatchSampler
 
-__all__ = ["check_algorithms", "check_cached_loader", "check_ghost_batches", "ghost_batch_size"]
+__all__ = ["check_algorithms", "check_ghost_batches", "ghost_batch_size"]
 
 
-def check_algorithms(edba: Algorithm, algorithms: Sequence[Algorithm]) -> None:
+def check_algorithms(edba: Any, algorithms: Sequence[Algorithm]) -> None:
     """Refuse algorithms that undo EDBA's choice or that its choice breaks.
 
     Args:
@@ -43,7 +41,7 @@ def check_algorithms(edba: Algorithm, algorithms: Sequence[Algorithm]) -> None:
                 f"GyroDropout(tau={algorithm.tau}) beside EDBA: it needs every microbatch to be a multiple of tau and "
                 "every epoch to have equally many batches, and EDBA changes both. Use torch.nn.Dropout as it is"
             )
-        if isinstance(algorithm, (MixUp, CutMix)) and getattr(edba, "scoring", None) == "cached":
+        if isinstance(algorithm, (MixUp, CutMix)) and edba.settings["scoring"] == "cached":
             raise ValueError(
                 f"{type(algorithm).__name__} beside EDBA(scoring='cached'): a mixed image and its mixed target belong "
                 "to no sample, so there is nothing to keep of it. Use scoring='forward', which scores before mixing"
@@ -53,34 +51,6 @@ def check_algorithms(edba: Algorithm, algorithms: Sequence[Algorithm]) -> None:
                 "NoOpModel replaces the network by a single weight, so there is no last layer whose gradient EDBA "
                 "could measure: leave EDBA out while measuring the loader"
             )
-
-
-def check_cached_loader(loader: Any) -> None:
-    """Refuse a train loader for which scoring="cached" cannot know which sample is which.
-
-    Raises:
-        ValueError: names what the loader lacks, and what to do.
-    """
-    if not isinstance(loader, DataLoader):
-        lacks = f"a {type(loader).__name__} is no torch DataLoader"
-    elif isinstance(loader.dataset, IterableDataset):
-        lacks = f"its data set, a {type(loader.dataset).__name__}, is an IterableDataset"
-    elif loader.batch_sampler is None:
-        lacks = "it has batch_size=None"
-    elif type(loader.batch_sampler) not in (BatchSampler, ResizableBatchSampler):
-        lacks = f"it has a batch sampler of its own, {type(loader.batch_sampler).__name__}"
-    elif not hasattr(loader.sampler, "__len__"):
-        lacks = f"its sampler, a {type(loader.sampler).__name__}, has no length"
-    elif loader.num_workers > 0 and not getattr(loader, "in_order", True):
-        lacks = "it has in_order=False, so its batches come in another order than they were chosen in"
-    elif not hasattr(loader.dataset, "__len__"):
-        lacks = f"its data set, a {type(loader.dataset).__name__}, has no length"
-    else:
-        return
-    raise ValueError(
-        f"scoring='cached' keeps scores by data-set index and chooses in the sampler, which this train_dataloader does "
-        f"not allow: {lacks}. Use scoring='forward'"
-    )
 
 
 def ghost_batch_size(model: nn.Module) -> int | None:

@@ -17,16 +17,17 @@ from composer.utils import dist, ensure_tuple
 from torch import Tensor
 
 from composer_edba.composer.algorithm import EDBA
-from composer_edba.composer.epochs import TrainerLoader
+from composer_edba.composer.epochs import EpochLength
+from composer_edba.composer.microbatches import Microbatches
 from composer_edba.dba.chosen_count import ChosenCountPolicy
 from composer_edba.dba.layer_subsets import Guide, LayerSubsets, LayerSubsetSelector, Search
 from composer_edba.dba.per_sample_gradients import LayerRecorder, check_gradients
 from composer_edba.dba.sample_mixing import check_samples_stay_apart
 from composer_edba.engine import step_generator
 from composer_edba.loading.batch import batch_size, index_batch
-from composer_edba.loading.distinct import DistinctSamples
-from composer_edba.loading.parts import equal_part_size
+from composer_edba.loading.pools import Pools
 from composer_edba.method.choice import Criterion
+from composer_edba.settings import check_batch_bounds, check_value
 
 __all__ = ["DBA"]
 
@@ -100,15 +101,13 @@ class DBA(Algorithm):
             ema_decay=ema_decay, min_subset_size=min_subset_size, search=search, guide=guide, criterion=criterion
         )
         self._policy: ChosenCountPolicy | None = None
-        self._loader = TrainerLoader()
+        self._pools = Pools("DBA", "train_dataloader")
+        self._length = EpochLength(self._pools)
+        self._microbatches = Microbatches()
         self._recorder = LayerRecorder()
-        self._distinct: DistinctSamples | None = None
         self._checked = False
-        self._user_limit: int | None = None  # microbatch size that the user set
-        self._learned_limit: int | None = None  # that the trainer was driven down to
-        self._microbatch_set: int | None = None
-        self._dataset_indices: list[int] | None = None
-        self._pool_size = 0
+        self._dataset_indices: Tensor | None = None
+        self._asked = 0  # size that the present batch was drawn for
         self._loss = 0.0
         self.samples_drawn = 0
         self.samples_chosen = 0.0
@@ -142,7 +141,7 @@ class DBA(Algorithm):
     @property
     def distinct_samples(self) -> int | None:
         """Number of distinct samples that some layer was ever updated with; None if the loader has no indices."""
-        return None if self._distinct is None else len(self._distinct)
+        return None if self._pools.distinct is None else len(self._pools.distinct)
 
     # ---- Composer's interface
 
@@ -160,11 +159,10 @@ class DBA(Algorithm):
             **super().state_dict(),
             "selector": self._selector.state_dict(),
             "policy": None if self._policy is None else self._policy.state_dict(),
-            "loader": self._loader.state_dict(),
-            "distinct": None if self._distinct is None else self._distinct.state_dict(),
+            "pools": self._pools.state_dict(),
             "samples_drawn": self.samples_drawn,
             "samples_chosen": self.samples_chosen,
-            "learned_limit": self._learned_limit,
+            "learned_limit": self._microbatches.learned_limit,
         }
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
@@ -184,45 +182,43 @@ class DBA(Algorithm):
                 f"DBA on {dist.get_world_size()} ranks: it needs the gradients of all samples in one process. Use one "
                 "rank, or EDBA, which runs on any number"
             )
-        limit = state.device_train_microbatch_size
-        self._user_limit = None if limit is None else int(limit)
+        self._microbatches.ask_user(state)
         self._go_first(state)
 
     def _fit_start(self, state: State, logger: Logger) -> None:
         self._check_setting(state)
         self._go_first(state)
         self._checked = False
-        first_size = self._loader.install(state)
+        self._length.ask_user(state)
+        loader: Any = state.dataloader
+        twin = self._pools.draw_from(loader, torch.device("cpu"))
+        if twin is None:
+            self._pools.warn_of_fixed_batches(loader)
+        first_size = None if self._pools.sampler is None else self._pools.sampler.batch_size
         self._set_policy(first_size)
-        self._set_distinct(state)
         if self._resume_from is None:
-            self._loader.replay_without_state(first_size, state)
+            self._pools.repeat(int(state.timestamp.batch_in_epoch), first_size)
         else:
             self._take_up(self._resume_from, state)
             self._resume_from = None
-        if self.batch_size is not None:
-            self._loader.resize(self.batch_size)
+        self._pools.resize(self.batch_size)
+        self._length.install(state, loader if twin is None else twin)
 
     def _epoch_start(self, state: State, logger: Logger) -> None:
-        self._loader.forget_replay()
-        self._loader.open_epoch(state)
+        self._pools.end_pass()
+        self._length.open(state)
 
     def _before_dataloader(self, state: State, logger: Logger) -> None:
-        self._loader.estimate_length(state)
+        self._length.estimate(state)
 
     def _after_dataloader(self, state: State, logger: Logger) -> None:
         self._step_began = time.perf_counter()
-        self._loader.forget_replay()
-        self._notice_halving(state)
-        sampler = self._loader.sampler
-        number = int(state.timestamp.batch_in_epoch)
-        self._dataset_indices = None if sampler is None else sampler.indices_of(number)
-        self._pool_size = batch_size(state.batch)
-        limits = [limit for limit in (self._user_limit, self._learned_limit) if limit is not None]
-        limit = min(limits, default=None)
-        # Where no equal parts are possible one sample comes alone, which does no harm without batch normalisation.
-        self._microbatch_set = equal_part_size(self._pool_size, limit) or limit
-        state.device_train_microbatch_size = self._microbatch_set
+        self._microbatches.notice_halving(state)
+        size = batch_size(state.batch)
+        number = self._pools.next_batch(size)
+        self._dataset_indices = self._pools.indices(number, size)
+        self._asked = size if self._pools.sampler is None else self._pools.sampler.drawn[number]
+        self._microbatches.cut(state, size, alone=True)
 
     def _before_train_batch(self, state: State, logger: Logger) -> None:
         # Once more for every attempt, where the trainer ran out of memory and tries smaller microbatches.
@@ -230,7 +226,7 @@ class DBA(Algorithm):
         self._loss = 0.0
 
     def _before_forward(self, state: State, logger: Logger) -> None:
-        self._notice_halving(state)
+        self._microbatches.notice_halving(state)
         if not self._checked:
             check_samples_stay_apart(state.model, state.batch)
         self._recorder.attach(state.model, batch_size(state.batch))
@@ -263,14 +259,14 @@ class DBA(Algorithm):
         self._warn_of_nonfinite(state, subsets)
         self.chosen = {name: row.nonzero()[:, 0] for name, row in zip(names, subsets.members, strict=True)}
         if self._policy is not None and subsets.finite and self.batch_size_policy != "fixed":
-            self._loader.resize(self._policy.update(float(subsets.sizes.double().mean()), samples))
+            self._pools.resize(self._policy.update(float(subsets.sizes.double().mean()), samples, self._asked))
         self._count(subsets, samples)
         self._log(logger, subsets, samples)
-        self._loader.estimate_length(state)
+        self._length.estimate(state)
         self._overhead_seconds = time.perf_counter() - began
 
     def _batch_end(self, state: State, logger: Logger) -> None:
-        self._loader.close_epoch(state)
+        self._length.close(state)
         overhead = self._overhead_seconds / (time.perf_counter() - self._step_began)
         logger.log_metrics({"dba/overhead": overhead}, step=int(state.timestamp.batch) - 1)
 
@@ -303,46 +299,23 @@ class DBA(Algorithm):
         if first_size is None:
             self._policy = None
             return
-        largest = self._loader.largest_batch
-        maximum = self.max_batch_size if largest is None else min(self.max_batch_size, largest)
-        minimum = min(self.min_batch_size, maximum)
+        minimum, maximum = self._pools.bounds(self.min_batch_size, self.max_batch_size)
         if self.batch_size_policy == "fixed":
             minimum = maximum = first_size
-        elif self._policy is None and not self.min_batch_size <= first_size <= self.max_batch_size:
-            warnings.warn(
-                f"the train_dataloader's batch size {first_size} lies outside of min_batch_size={self.min_batch_size} "
-                f"and max_batch_size={self.max_batch_size}: training starts at "
-                f"{min(max(first_size, minimum), maximum)}. Give DBA bounds that hold {first_size} to start there",
-                stacklevel=2,
-            )
+        elif self._policy is None:
+            self._pools.warn_of_first_size(first_size, self.min_batch_size, self.max_batch_size)
         before, self._policy = self._policy, ChosenCountPolicy(first_size, minimum, maximum)
         if before is not None:  # a second fit goes on at the size of the first
             self._policy.load_state_dict(before.state_dict())
-
-    def _set_distinct(self, state: State) -> None:
-        if self._loader.largest_batch is None:  # no indices
-            self._distinct = None
-            return
-        size = len(state.dataloader.dataset)
-        if self._distinct is None or self._distinct.size != size:
-            self._distinct = DistinctSamples(size)
 
     def _take_up(self, saved: dict[str, Any], state: State) -> None:
         self._selector.load_state_dict(saved["selector"])
         if self._policy is not None and saved["policy"] is not None:
             self._policy.load_state_dict(saved["policy"])
-        self._loader.load_state_dict(saved["loader"], state)
-        if self._distinct is not None and saved["distinct"] is not None:
-            self._distinct.load_state_dict(saved["distinct"])
+        self._pools.load_state_dict(saved["pools"], int(state.timestamp.batch_in_epoch))
         self.samples_drawn = saved["samples_drawn"]
         self.samples_chosen = saved["samples_chosen"]
-        self._learned_limit = saved["learned_limit"]
-
-    def _notice_halving(self, state: State) -> None:
-        """Remember a microbatch size that the trainer had to reduce after running out of memory."""
-        size = state.device_train_microbatch_size
-        if self._microbatch_set is not None and size is not None and size < self._microbatch_set:
-            self._learned_limit = self._microbatch_set = int(size)
+        self._microbatches.learned_limit = saved["learned_limit"]
 
     def _warn_of_nonfinite(self, state: State, subsets: LayerSubsets) -> None:
         if self._selector.nonfinite_steps == 1 and not subsets.finite:
@@ -355,9 +328,9 @@ class DBA(Algorithm):
     def _count(self, subsets: LayerSubsets, samples: int) -> None:
         self.samples_drawn += samples
         self.samples_chosen += float(subsets.sizes.double().mean())
-        if self._distinct is not None and self._dataset_indices is not None and len(self._dataset_indices) == samples:
-            used = subsets.members.any(0)
-            self._distinct.add(torch.tensor(self._dataset_indices)[used].numpy())
+        if self._dataset_indices is not None:
+            used = self._dataset_indices[subsets.members.any(0)]
+            self._pools.mark(used, [len(used)], used.device)
 
     def _log(self, logger: Logger, subsets: LayerSubsets, samples: int) -> None:
         sizes = subsets.sizes.double()
@@ -376,8 +349,8 @@ class DBA(Algorithm):
         }
         if average is not None:
             figures["model_average"] = average
-        if self._distinct is not None:
-            figures["distinct_samples"] = len(self._distinct)
+        if self._pools.distinct is not None:
+            figures["distinct_samples"] = len(self._pools.distinct)
         logger.log_metrics({f"dba/{name}": value for name, value in figures.items()})
 
 
@@ -411,22 +384,6 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
     }.items():
         if arguments[name] not in choices:
             raise ValueError(f"{name} is {arguments[name]!r}: it must be one of {', '.join(map(repr, choices))}")
-    for name in ("min_subset_size", "min_batch_size", "max_batch_size"):
-        value = arguments[name]
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} is {value!r}: it must be an integer >= 1")
-        if value < 1:
-            raise ValueError(f"{name} is {value}: it must be at least 1")
-    decay = arguments["ema_decay"]
-    if isinstance(decay, bool) or not isinstance(decay, (int, float)):
-        raise TypeError(f"ema_decay is {decay!r}: it must be a number in [0, 1)")
-    if not 0 <= decay < 1:
-        raise ValueError(f"ema_decay is {decay}: it must be at least 0 and below 1")
-    smallest, largest = arguments["min_batch_size"], arguments["max_batch_size"]
-    if smallest > largest:
-        raise ValueError(f"min_batch_size is {smallest} and max_batch_size is {largest}: the first must not exceed it")
-    if arguments["min_subset_size"] > largest:
-        raise ValueError(
-            f"min_subset_size is {arguments['min_subset_size']} and max_batch_size is {largest}: no batch could ever "
-            "be chosen from; min_subset_size must not exceed max_batch_size"
-        )
+    for name in ("min_subset_size", "min_batch_size", "max_batch_size", "ema_decay"):
+        check_value(name, arguments[name])
+    check_batch_bounds(arguments["min_batch_size"], arguments["max_batch_size"], arguments["min_subset_size"])

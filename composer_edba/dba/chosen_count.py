@@ -16,8 +16,9 @@ __all__ = ["ChosenCountPolicy"]
 class ChosenCountPolicy:
     """Sizes the batch by the mean number of samples that a layer chose in the last ``window`` batches.
 
-    Only batches of the present size count: not the remainder of a pass, nor what was drawn before the last change. The
-    window begins anew after each change, so that the size does not flap.
+    Only batches count that were drawn for the present size: not those from before the last change. Their shares count,
+    since a pass's batches may be smaller, to be even. The window begins anew after each change, so that the size does
+    not flap.
 
     Args:
         size: first size; moved into the bounds.
@@ -48,18 +49,19 @@ class ChosenCountPolicy:
         self.target, self.tolerance, self.factor = target, tolerance, factor
         self._window: deque[float] = deque(maxlen=window)
 
-    def update(self, chosen: float, batch_size: int) -> int:
+    def update(self, chosen: float, batch_size: int, asked: int) -> int:
         """Take in one batch and return the size for the next ones.
 
         Args:
             chosen: samples chosen, averaged over the layers.
             batch_size: samples in the batch.
+            asked: size that the batch was drawn for.
         """
-        if batch_size != self.size:
+        if asked != self.size:
             return self.size
-        self._window.append(chosen)
+        self._window.append(chosen / batch_size)
         if len(self._window) == self._window.maxlen:
-            ratio = sum(self._window) / len(self._window) / self.target / self.size
+            ratio = sum(self._window) / len(self._window) / self.target
             if not 1 / self.tolerance <= ratio <= self.tolerance:
                 proposed = round(self.size * min(max(ratio, 1 / self.factor), self.factor))
                 proposed = min(max(proposed, self.minimum), self.maximum)

@@ -5,16 +5,17 @@ The index set never changes: a pass draws each index of the loader's own sampler
 
 from __future__ import annotations
 
+import base64
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
-__all__ = ["ResizableBatchSampler", "resizable_copy"]
+__all__ = ["ResizableBatchSampler", "check_indexed", "resizable_copy"]
 
 
 class ResizableBatchSampler(Sampler[list[int]]):
@@ -24,10 +25,11 @@ class ResizableBatchSampler(Sampler[list[int]]):
     batches ahead of the one in use. A last batch of one sample, which batch normalisation cannot train on, is joined
     to the one before it, unless the batches are of one sample anyway.
 
-    In a pass whose batches have not all had the first size, the last two share what is left equally, so that neither
-    is smaller than half the size. Otherwise what sizes that come and go leave over could be a handful of samples, and a
-    step on that few, at a learning rate for many, with batch statistics of that few, can undo an epoch's training. A
-    pass in batches of the first size ends as a BatchSampler's does.
+    Once a batch of a pass has another size than the first, what is left of the pass is cut evenly into the fewest
+    batches that are no larger: 1,437 samples in batches of 640 are 479, 479 and 479. Otherwise what sizes that come and
+    go leave over could be a handful of samples, and a step on that few, at a learning rate for many, with batch
+    statistics of that few, can undo an epoch's training. A pass in batches of the first size ends as a BatchSampler's
+    does.
 
     Args:
         sampler: yields a pass's indices.
@@ -36,13 +38,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     Attributes:
         batch_size: size of the batches drawn from now on.
-        drawn: sizes asked for in this pass so far, batches in the prefetch queue included.
-        replay: sizes to impose on the first batches of a pass in place of ``batch_size``: those of an interrupted
-            pass, which make a resumed one draw the same batches.
+        drawn: sizes asked for in this pass so far, batches in the prefetch queue included; a new list in each pass.
         least_length: ``len()`` gives at least this many batches.
-        pass_rng_state: torch's global random state when this pass began, from which a shuffling sampler draws its
-            order; None before the first pass.
-        replay_rng_state: state to begin a pass with, that of the interrupted pass; None: the present one.
         choose: ``choose(number, indices)`` gives those of the indices drawn for batch ``number`` of the pass that are
             to be loaded; None: all.
     """
@@ -53,10 +50,10 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self._first_size = batch_size
         self.drop_last = drop_last
         self.drawn: list[int] = []
-        self.replay: Sequence[int] = ()
         self.least_length = 0
-        self.pass_rng_state: Tensor | None = None
-        self.replay_rng_state: Tensor | None = None
+        self._replay: Sequence[int] = ()  # sizes of an interrupted pass, which its first batches have once more
+        self._rng_state: Tensor | None = None  # torch's, when this pass began: a shuffling sampler's order
+        self._replay_rng_state: Tensor | None = None
         self.choose: Callable[[int, list[int]], list[int]] | None = None
         self._ends: list[int] = []  # samples drawn up to the end of each batch
         self._indices: dict[int, list[int]] = {}
@@ -75,14 +72,14 @@ class ResizableBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         self.drawn, self._ends, self._indices, self._seen, self._ended = [], [], {}, 0, False
         self._resized = False
-        if self.replay_rng_state is not None:
-            torch.set_rng_state(self.replay_rng_state)
-        self.pass_rng_state = torch.get_rng_state()
+        if self._replay_rng_state is not None:
+            torch.set_rng_state(self._replay_rng_state)
+        self._rng_state = torch.get_rng_state()
         total = self.total
         indices = iter(self.sampler)
         while True:
             number = len(self.drawn)
-            asked = int(self.replay[number] if number < len(self.replay) else self.batch_size)
+            asked = int(self._replay[number] if number < len(self._replay) else self.batch_size)
             size = asked
             if total is not None and not self.drop_last:
                 size = self._fitted(size, total - self._seen)
@@ -101,9 +98,10 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     def _fitted(self, size: int, rest: int) -> int:
         """``size``, or what the next batch has in its place because the ``rest`` of the pass ends soon after it."""
-        resized = self._resized or size != self._first_size
-        if resized and size < rest < 2 * size and rest > 3:
-            return rest - rest // 2
+        if self._resized or size != self._first_size:
+            parts = -(-rest // size)
+            even = -(-rest // max(1, parts))
+            return rest if rest <= 3 and size > 1 else even  # no batch of one sample
         return rest if size > 1 and rest - size == 1 else size
 
     def __len__(self) -> int:
@@ -114,11 +112,35 @@ class ResizableBatchSampler(Sampler[list[int]]):
         if self.drawn and self._seen >= self.total:  # the next pass has not begun
             rest = 0
         full, tail = divmod(max(0, rest), self.batch_size)
-        partial = False
-        if tail > 0 and not self.drop_last:
-            last_two = self.batch_size + tail
-            partial = full == 0 or self._fitted(self.batch_size, last_two) < last_two
+        resized = self._resized or self.batch_size != self._first_size
+        joined = tail == 1 < self.batch_size and full > 0 and (not resized or rest <= 3)
+        partial = tail > 0 and not self.drop_last and not joined
         return max(self.least_length, len(self.drawn) + full + partial)
+
+    # ---- an interrupted pass
+
+    def pass_state(self) -> dict[str, Any]:
+        """What :meth:`resume` needs to draw this pass once more, as plain values."""
+        state = self._rng_state
+        return {
+            "drawn": list(self.drawn),
+            "rng_state": None if state is None else base64.b64encode(state.numpy().tobytes()).decode(),
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Have the passes from now on, until :meth:`forget_resumption`, begin with the batches of an interrupted one.
+
+        Args:
+            state: from :meth:`pass_state`; without ``rng_state`` only the sizes are repeated.
+        """
+        self._replay = list(state["drawn"])
+        if state.get("rng_state") is not None:
+            content = bytearray(base64.b64decode(state["rng_state"]))
+            self._replay_rng_state = torch.frombuffer(content, dtype=torch.uint8)
+
+    def forget_resumption(self) -> None:
+        """The interrupted pass has been drawn again: the next one begins anew."""
+        self._replay, self._replay_rng_state = (), None
 
     def indices_of(self, number: int) -> list[int] | None:
         """Indices loaded for batch ``number`` of this pass; forgets earlier batches'. None if it was not drawn."""
@@ -169,3 +191,31 @@ def resizable_copy(loader: Any, batch_size: int | None = None) -> DataLoader | N
     )
     twin.__dict__["_iterator"] = None  # persistent workers belong to the given loader
     return twin
+
+
+def check_indexed(loader: Any) -> None:
+    """Refuse a loader for which scoring="cached" cannot know which sample is which.
+
+    Raises:
+        ValueError: names what the loader lacks, and what to do.
+    """
+    if not isinstance(loader, DataLoader):
+        lacks = f"a {type(loader).__name__} is no torch DataLoader"
+    elif isinstance(loader.dataset, IterableDataset):
+        lacks = f"its data set, a {type(loader.dataset).__name__}, is an IterableDataset"
+    elif loader.batch_sampler is None:
+        lacks = "it has batch_size=None"
+    elif type(loader.batch_sampler) not in (BatchSampler, ResizableBatchSampler):
+        lacks = f"it has a batch sampler of its own, {type(loader.batch_sampler).__name__}"
+    elif not hasattr(loader.sampler, "__len__"):
+        lacks = f"its sampler, a {type(loader.sampler).__name__}, has no length"
+    elif loader.num_workers > 0 and not getattr(loader, "in_order", True):
+        lacks = "it has in_order=False, so its batches come in another order than they were chosen in"
+    elif not hasattr(loader.dataset, "__len__"):
+        lacks = f"its data set, a {type(loader.dataset).__name__}, has no length"
+    else:
+        return
+    raise ValueError(
+        f"scoring='cached' keeps scores by data-set index and chooses in the sampler, which this loader does not "
+        f"allow: {lacks}. Use scoring='forward'"
+    )

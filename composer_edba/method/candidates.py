@@ -18,20 +18,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["SIZE_LAWS", "Candidates", "SubsetSizeLaw", "check_size_law", "draw_candidates"]
+__all__ = ["Candidates", "SubsetSizeLaw", "draw_candidates"]
 
 SubsetSizeLaw = Literal["uniform", "upper_half", "power_set"] | float
-SIZE_LAWS = ("uniform", "upper_half", "power_set")
 # Prefixes that an order must give to be cheaper than as many masks, each with an order of its own.
 _FEWEST_PREFIXES = 16
-
-
-def check_size_law(law: SubsetSizeLaw) -> None:
-    """Raise a ValueError unless ``law`` is a name in ``SIZE_LAWS`` or a number in (0, 1]."""
-    name = isinstance(law, str) and law in SIZE_LAWS
-    share = not isinstance(law, bool) and isinstance(law, (int, float)) and 0 < law <= 1
-    if not name and not share:
-        raise ValueError(f"subset_size_law is {law!r}: it must be one of {', '.join(SIZE_LAWS)}, or a share in (0, 1]")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,9 +13,10 @@ from composer_edba.method.averages import Averages
 from composer_edba.method.candidates import SubsetSizeLaw, draw_candidates
 from composer_edba.method.equation import as_scalar, prefix_gradient_norms, signed_margin, subset_gradient_norms
 
-__all__ = ["Criterion", "Selection", "select_subset"]
+__all__ = ["Criterion", "CriterionFunction", "Selection", "select_subset"]
 
 Criterion = Literal["margin", "difference", "random"]
+CriterionFunction = Callable[[Tensor, float, Averages], Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def select_subset(
     num_candidates: int = 1024,
     min_subset_size: int = 10,
     generator: torch.Generator | None = None,
-    criterion: Criterion = "margin",
+    criterion: Criterion | CriterionFunction = "margin",
     subset_size_law: SubsetSizeLaw = "uniform",
     size_multiple: int = 1,
     group_sizes: Sequence[int] | None = None,
@@ -74,8 +75,10 @@ def select_subset(
         generator: CPU generator that the candidates are drawn from; None: torch's global stream.
         criterion: ``"margin"`` (equation 1); ``"difference"``, the same two deviations subtracted and not divided,
             |(G - Ḡ) - (M - M̄)|, which has no pole at Ḡ: where no candidate reaches the wanted metric it takes the
-            nearest one, and equation 1 the farthest if Ḡ lies between; or ``"random"``, the control: the size is that
-            of the margin's choice, the members are drawn anew. Default ``"margin"``.
+            nearest one, and equation 1 the farthest if Ḡ lies between; ``"random"``, the control: the size is that of
+            the margin's choice, the members are drawn anew; or a function ``criterion(gradient_metrics, model_metric,
+            averages)`` that gives each of the K candidates a cost, (K,) for float64 (K,), of which the least wins; NaN
+            never does. Default ``"margin"``.
         subset_size_law: how the candidates' sizes are drawn, see :mod:`composer_edba.method.candidates`.
         size_multiple: sizes are multiples of this where the pool allows it. Default 1.
         group_sizes: sizes of the parts of the pool held by each rank, in order; a candidate then takes equally many
@@ -112,6 +115,14 @@ def select_subset(
     distance = signed.abs()
     if criterion == "difference":
         distance = ((norms.double() - averages.gradient) - (as_scalar(model_metric, norms) - averages.model)).abs()
+    elif not isinstance(criterion, str):
+        costs = criterion(norms.double(), float(model_metric), averages)
+        if not isinstance(costs, Tensor) or costs.shape != norms.shape:
+            found = tuple(costs.shape) if isinstance(costs, Tensor) else type(costs).__name__
+            raise ValueError(
+                f"criterion gave {found} for {len(norms)} candidates: it must give a tensor with one cost for each"
+            )
+        distance = costs.double().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     # A zero gradient trains nothing, and where only some positions count it may belong to a loss of 0 / 0.
     best = distance.where(norms > 0, float("inf")).argmin(0, keepdim=True)
     # Indexing by a tensor without dimensions would read its value, and so wait for the device.

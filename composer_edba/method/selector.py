@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from composer_edba.method.averages import Averages
 from composer_edba.method.candidates import SubsetSizeLaw
-from composer_edba.method.choice import Criterion, Selection, select_subset
+from composer_edba.method.choice import Criterion, CriterionFunction, Selection, select_subset
 from composer_edba.method.sizing import BatchSizePolicy, Observation
 
 __all__ = ["SubsetSelector", "highest_learning_rate"]
@@ -30,7 +30,7 @@ class SubsetSelector:
         num_candidates: least number of candidate subsets a step.
         ema_decay: decay of both running averages in one batch, in [0, 1).
         min_subset_size: smallest subset.
-        criterion: ``"margin"``, ``"difference"`` or ``"random"``.
+        criterion: what they are judged by, see :func:`~composer_edba.method.choice.select_subset`.
         subset_size_law: law of the candidates' sizes.
         interval: batches from one that is scored to the next, in which the averages decay too.
 
@@ -43,12 +43,12 @@ class SubsetSelector:
     def __init__(
         self,
         *,
-        num_candidates: int = 1024,
-        ema_decay: float = 0.9,
-        min_subset_size: int = 10,
-        criterion: Criterion = "margin",
-        subset_size_law: SubsetSizeLaw = "uniform",
-        interval: int = 1,
+        num_candidates: int,
+        ema_decay: float,
+        min_subset_size: int,
+        criterion: Criterion | CriterionFunction,
+        subset_size_law: SubsetSizeLaw,
+        interval: int,
     ):
         self.num_candidates = num_candidates
         self.ema_decay = ema_decay ** min(interval, 2**53)  # beyond, it is no float and the power long 0
@@ -58,6 +58,12 @@ class SubsetSelector:
         self.averages: Averages | None = None
         self.policy: BatchSizePolicy | None = None
         self.nonfinite_steps = 0
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> SubsetSelector:
+        """That of a run with these settings, from :func:`composer_edba.settings.checked`."""
+        names = ("num_candidates", "ema_decay", "min_subset_size", "criterion", "subset_size_law", "interval")
+        return cls(**{name: settings[name] for name in names})
 
     def select(
         self,

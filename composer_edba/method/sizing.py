@@ -21,7 +21,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 __all__ = [
     "BatchSizePolicy",
@@ -33,9 +33,33 @@ __all__ = [
     "PolicyName",
     "check_policy_options",
     "make_policy",
+    "policy_word",
 ]
 
 PolicyName = Literal["loss", "margin", "noise_scale", "fixed"]
+
+_Right = tuple[Callable[[Any], bool], str]
+
+
+def _whole(least: int) -> _Right:
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least, f"an integer >= {least}"
+
+
+def _number(is_right: Callable[[float], bool], wanted: str) -> _Right:
+    def check(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and is_right(value)
+
+    return check, f"a number {wanted}"
+
+
+# Ranges of the policies' constants.
+_Window = Annotated[int, _whole(1)]
+_Count = Annotated[int, _whole(0)]
+_Share = Annotated[float, _number(lambda v: 0 < v < 1, "between 0 and 1")]
+_Positive = Annotated[float, _number(lambda v: 0 < v < math.inf, "above 0")]
+_NonNegative = Annotated[float, _number(lambda v: 0 <= v < math.inf, "of at least 0")]
+_AtLeastOne = Annotated[float, _number(lambda v: 1 <= v < math.inf, "of at least 1")]
+_AboveOne = Annotated[float, _number(lambda v: 1 < v < math.inf, "above 1")]
 
 
 @dataclass(frozen=True)
@@ -65,8 +89,9 @@ class Observation:
     first: bool = False
 
 
+@runtime_checkable
 class BatchSizePolicy(Protocol):
-    """A rule for the batch size; ``size`` is the current one, in samples a rank."""
+    """A rule for the batch size; ``size`` is the one aimed at now, in samples a rank."""
 
     size: int
 
@@ -81,9 +106,9 @@ class BatchSizePolicy(Protocol):
 
 
 class FixedPolicy:
-    """The batch keeps the size it has."""
+    """The batch keeps the size it has; bounds do not move it."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, minimum: int = 1, maximum: int | None = None):
         self.size = size
 
     def update(self, observation: Observation) -> int:
@@ -130,11 +155,11 @@ class LossPolicy:
         minimum: int,
         maximum: int,
         *,
-        window: int = 10,
-        exponent: float = 3.0,
-        rate_exponent: float = 2.0,
-        largest_growth: float = 10.0,
-        tolerance: float = 1.4,
+        window: _Window = 10,
+        exponent: _Positive = 3.0,
+        rate_exponent: _NonNegative = 2.0,
+        largest_growth: _AtLeastOne = 10.0,
+        tolerance: _AboveOne = 1.4,
     ):
         self.minimum, self.maximum = minimum, maximum
         self.size = self._within_bounds(size)
@@ -263,11 +288,11 @@ class MarginPolicy(_WindowedPolicy):
         minimum: int,
         maximum: int,
         *,
-        window: int = 20,
-        cooldown: int = 10,
-        threshold: float = 0.3,
-        hysteresis: float = 0.3,
-        factor: float = 1.5,
+        window: _Window = 20,
+        cooldown: _Count = 10,
+        threshold: _Share = 0.3,
+        hysteresis: _NonNegative = 0.3,
+        factor: _AboveOne = 1.5,
     ):
         super().__init__(size, minimum, maximum, window, cooldown)
         self.threshold, self.hysteresis, self.factor = threshold, hysteresis, factor
@@ -330,10 +355,10 @@ class NoiseScalePolicy(_WindowedPolicy):
         maximum: int,
         *,
         ranks: int = 1,
-        window: int = 50,
-        cooldown: int = 10,
-        tolerance: float = 1.5,
-        factor: float = 2.0,
+        window: _Window = 50,
+        cooldown: _Count = 10,
+        tolerance: _AboveOne = 1.5,
+        factor: _AboveOne = 2.0,
     ):
         super().__init__(size, minimum, maximum, window, cooldown)
         self.ranks, self.tolerance, self.factor = ranks, tolerance, factor
@@ -363,76 +388,47 @@ class NoiseScalePolicy(_WindowedPolicy):
         return round(self.size * min(max(ratio, 1 / self.factor), self.factor))
 
 
+POLICIES: Mapping[str, type] = {
+    "loss": LossPolicy,
+    "margin": MarginPolicy,
+    "noise_scale": NoiseScalePolicy,
+    "fixed": FixedPolicy,
+}
+
+
 def make_policy(
-    name: PolicyName,
+    policy: PolicyName | BatchSizePolicy | Callable[[int, int, int], BatchSizePolicy],
     size: int,
     minimum: int,
     maximum: int,
     ranks: int = 1,
     options: Mapping[str, Any] | None = None,
 ) -> BatchSizePolicy:
-    """The policy ``name``.
+    """The rule that a run follows.
 
     Args:
-        name: of the policy.
+        policy: a name; a function ``policy(size, minimum, maximum)`` that makes one; or an object that is one, whose
+            own size is then the first.
         size: first size.
         minimum: smallest size.
         maximum: largest size.
         ranks: number of ranks that share a pool.
-        options: its constants that are not to be the default ones, see :func:`check_policy_options`.
+        options: constants of a named policy that are not to be the default ones, see :func:`check_policy_options`.
     """
-    constants = dict(options or {})
-    if name == "loss":
-        return LossPolicy(size, minimum, maximum, **constants)
-    if name == "margin":
-        return MarginPolicy(size, minimum, maximum, **constants)
-    if name == "noise_scale":
-        return NoiseScalePolicy(size, minimum, maximum, ranks=ranks, **constants)
-    return FixedPolicy(size)
+    if not isinstance(policy, str):
+        return policy if isinstance(policy, BatchSizePolicy) else policy(size, minimum, maximum)
+    constants = {**(options or {}), **({"ranks": ranks} if policy == "noise_scale" else {})}
+    made: BatchSizePolicy = POLICIES[policy](size, minimum, maximum, **constants)
+    return made
 
 
-_Right = tuple[Callable[[Any], bool], str]
+def policy_word(policy: Any) -> str:
+    """What a checkpoint calls a policy: its name, or that of its type."""
+    return policy if isinstance(policy, str) else getattr(policy, "__qualname__", type(policy).__qualname__)
 
 
-def _whole(least: int) -> _Right:
-    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least, f"an integer >= {least}"
-
-
-def _number(is_right: Callable[[float], bool], wanted: str) -> _Right:
-    def check(value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and is_right(value)
-
-    return check, f"a number {wanted}"
-
-
-_ABOVE_ONE = _number(lambda v: 1 < v < math.inf, "above 1")
-_OPTIONS: Mapping[str, Mapping[str, _Right]] = {
-    "loss": {
-        "window": _whole(1),
-        "exponent": _number(lambda v: 0 < v < math.inf, "above 0"),
-        "rate_exponent": _number(lambda v: 0 <= v < math.inf, "of at least 0"),
-        "largest_growth": _number(lambda v: 1 <= v < math.inf, "of at least 1"),
-        "tolerance": _ABOVE_ONE,
-    },
-    "margin": {
-        "window": _whole(1),
-        "cooldown": _whole(0),
-        "threshold": _number(lambda v: 0 < v < 1, "between 0 and 1"),
-        "hysteresis": _number(lambda v: 0 <= v < math.inf, "of at least 0"),
-        "factor": _ABOVE_ONE,
-    },
-    "noise_scale": {
-        "window": _whole(1),
-        "cooldown": _whole(0),
-        "tolerance": _ABOVE_ONE,
-        "factor": _ABOVE_ONE,
-    },
-    "fixed": {},
-}
-
-
-def check_policy_options(name: PolicyName, options: Mapping[str, Any] | None) -> None:
-    """Check the constants of the policy ``name``: the keyword arguments of its class, but for ``ranks``.
+def check_policy_options(policy: Any, options: Mapping[str, Any] | None) -> None:
+    """Check the constants of a named policy: the keyword arguments of its class that state a range.
 
     Raises:
         TypeError: if ``options`` is no mapping.
@@ -442,15 +438,18 @@ def check_policy_options(name: PolicyName, options: Mapping[str, Any] | None) ->
         return
     if not isinstance(options, Mapping):
         raise TypeError(f"policy_options is {options!r}: it must be a mapping of the policy's constants, or None")
-    known = _OPTIONS[name]
+    if not isinstance(policy, str):
+        raise ValueError(f"policy_options is {options!r}: batch_size_policy is an object, which has its own constants")
+    hints = get_type_hints(vars(POLICIES[policy])["__init__"], include_extras=True)
+    known = {name: get_args(hint)[1] for name, hint in hints.items() if get_origin(hint) is Annotated}
     for option, value in options.items():
         if option not in known:
             has = f"its constants are {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"policy_options is {options!r}: batch_size_policy {name!r} has no {option!r}; {has}")
+            raise ValueError(f"policy_options is {options!r}: batch_size_policy {policy!r} has no {option!r}; {has}")
         is_right, wanted = known[option]
         if not is_right(value):
             raise ValueError(f"policy_options is {options!r}: {option} must be {wanted}")
-    if name == "noise_scale":
+    if policy == "noise_scale":
         default = NoiseScalePolicy(1, 1, 1)
         factor, tolerance = options.get("factor", default.factor), options.get("tolerance", default.tolerance)
         if factor < tolerance:  # it would stop short of the band for good

@@ -19,6 +19,7 @@ class _Microbatch:
     """What one forward and its backward gave."""
 
     inputs: Tensor | None = None
+    output: Tensor | None = None  # of the layer, until the loss is derived by it
     output_grads: Tensor | None = None
     losses: Tensor | None = None
 
@@ -28,9 +29,14 @@ class TrainingScores:
 
     A step is any number of microbatches, each a forward and a backward. Nothing about the training changes. What is
     kept is what the step saw: augmented, with dropout on, with the loss as other algorithms changed it.
+
+    Args:
+        derives: whether :meth:`derive` finds the gradients; False, the default: they are those of the training's own
+            backward.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, derives: bool = False) -> None:
+        self._derives = derives
         self._layer: nn.Module | None = None
         self._handle: Any = None
         self._parts: list[_Microbatch] = []
@@ -77,11 +83,31 @@ class TrainingScores:
         """Each sample's loss in the present microbatch, (B,), or a scalar that stands for all of them."""
         self._parts[-1].losses = losses.detach().float()
 
-    def rows(self, factor: Tensor | float) -> Tensor | None:
+    @property
+    def recorded(self) -> int:
+        """Samples of the step that went through the layer so far."""
+        return sum(len(part.inputs) for part in self._parts if part.inputs is not None)
+
+    def derive(self, loss: Tensor) -> None:
+        """Derive the present microbatch's mean loss by the layer's output, in place of waiting for its backward.
+
+        The training's own gradients may be scaled: for half precision, or by the number of accumulated batches.
+        """
+        part = self._parts[-1]
+        if part.output is None or part.inputs is None:
+            return
+        assert self._layer is not None
+        (grad,) = torch.autograd.grad(loss, part.output, retain_graph=True, allow_unused=True)
+        part.output = None
+        if grad is not None:
+            grad = single_position(self._layer, grad).detach()
+            part.output_grads = grad.to(torch.float32, copy=True) * len(part.inputs)
+
+    def rows(self, factor: Tensor | float | None) -> Tensor | None:
         """h, d and the loss of the step's samples side by side, in their order, float32 (B, F + C + 1).
 
         Args:
-            factor: d is the gradient of the scaled training loss times this.
+            factor: d is the gradient of the scaled training loss times this; None: it was derived.
 
         Returns:
             The rows; None for one step of a network that was compiled without the hook, which is compiled anew.
@@ -102,7 +128,8 @@ class TrainingScores:
                 raise ValueError(f"last_layer ({type(self._layer).__name__}) {what}: name another layer")
             assert part.losses is not None
             losses = part.losses.expand(len(part.inputs)).unsqueeze(1)
-            rows.append(torch.cat([part.inputs, part.output_grads * factor, losses], 1))
+            grads = part.output_grads if factor is None else part.output_grads * factor
+            rows.append(torch.cat([part.inputs, grads, losses], 1))
         return torch.cat(rows)
 
     @property
@@ -129,6 +156,10 @@ class TrainingScores:
             )
         # Copies: a view would keep all of the activations that it is a part of.
         part.inputs = single_position(module, args[0]).detach().to(torch.float32, copy=True)
+
+        if self._derives:
+            part.output = output
+            return
 
         def keep_grad(grad: Tensor) -> None:
             part.output_grads = single_position(module, grad).detach().to(torch.float32, copy=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from composer_edba.presets import DEFAULTS, PAPER
+from composer_edba.settings import SETTINGS, checked
 from composer_edba.spelling import nearest
 from composer_edba.train.names import DATASETS, FACTORY_MODULES, MODELS, OPTIMIZERS, SCHEDULERS, algorithm_names
 from composer_edba.train.schema import Config, ConfigError
@@ -126,22 +126,14 @@ def checked_algorithms(given: Mapping[Any, Any]) -> dict[str, dict[Any, Any] | N
 
 
 def _check_edba(arguments: Mapping[Any, Any], key: str) -> None:
-    keys = {"scoring": "forward", "start": 0.0, "end": 1.0, "last_layer": None, "input_key": None, "target_key": None}
-    defaults = {**DEFAULTS, **keys}
-    known = ["preset", *defaults]
+    known = [name for name, setting in SETTINGS.items() if "composer" in setting.loops]
     for name in arguments:
         if name not in known:
             raise ConfigError(f"{key}.{name}: EDBA takes no such argument; {nearest(str(name), known)}")
-    preset = arguments.get("preset", "default")
-    if preset not in ("default", "paper"):
-        raise ConfigError(f"{key}: preset is {preset!r}: it must be one of 'default', 'paper'")
-    from composer_edba.settings import check_arguments
-
-    full = {**defaults, **(PAPER if preset == "paper" else {}), **arguments}
     try:
-        check_arguments(**{name: value for name, value in full.items() if name != "preset"})
+        checked(arguments, "composer")
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{key}: {error}") from error
+        raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
 
 
 def _check_model_name(name: str) -> None:

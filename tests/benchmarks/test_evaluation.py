@@ -9,7 +9,7 @@ from torch import nn
 from benchmarks.suites.evaluation import EvaluationPoints, forward_flops
 from benchmarks.suites.run import configuration_hash, execute
 from benchmarks.suites.suites import YAMLS, planned_runs
-from composer_edba import presets
+from composer_edba.settings import SETTINGS
 from composer_edba.train.config import load_config
 from composer_edba.train.run import build_trainer
 
@@ -135,6 +135,6 @@ def test_a_run_is_the_same_when_done_again():
 
 def test_defaults_of_edba_belong_to_a_configuration_and_the_papers_do_not_change(monkeypatch):
     default, paper = configuration_hash(spec("edba")), configuration_hash(spec("edba_paper"))
-    monkeypatch.setitem(presets.DEFAULTS, "interval", 7)
+    monkeypatch.setitem(SETTINGS, "interval", dataclasses.replace(SETTINGS["interval"], default=7))
     assert configuration_hash(spec("edba")) != default
     assert configuration_hash(spec("edba_paper")) == paper

@@ -13,8 +13,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from composer_edba import EDBA
 from composer_edba.composer.algorithm import EDBA as AlgorithmClass
-from composer_edba.presets import DEFAULTS, PAPER
 from composer_edba.scoring.forward import Scorer
+from composer_edba.settings import SETTINGS
 from tests.support.small_runs import CLASSES, FEATURES, Points, Watch, classifier, logged, points_loader, trainer
 
 NAMES = [
@@ -219,11 +219,30 @@ def test_the_averages_decay_by_batches_and_not_by_scored_batches(interval, decay
 
 
 def test_the_papers_settings_stay_whatever_the_defaults_become():
-    assert {name: EDBA.paper()._arguments[name] for name in PAPER} == PAPER
-    assert EDBA.paper(interval=3)._arguments["interval"] == 3
-    defaults = EDBA()._arguments
-    assert {name: defaults[name] for name in DEFAULTS} == DEFAULTS
-    assert PAPER.keys() == DEFAULTS.keys()
+    paper = {
+        "criterion": "margin",
+        "num_candidates": 1024,
+        "subset_size_law": "uniform",
+        "min_subset_size": 10,
+        "ema_decay": 0.9,
+        "batch_size_policy": "margin",
+        "policy_options": None,
+        "min_batch_size": 10,
+        "max_batch_size": 1000,
+        "scoring": "forward",
+        "scale_factor": 1.0,
+        "scoring_batch_norm": "pool",
+        "interval": 1,
+        "interrupt": 0,
+        "start": 0.0,
+        "end": 1.0,
+    }
+    no_method = {"last_layer", "input_key", "target_key"}
+    settings = EDBA.paper().settings
+    assert {name: value for name, value in settings.items() if name not in no_method} == paper
+    assert EDBA(preset="paper").settings == settings
+    assert EDBA.paper(interval=3).settings == {**settings, "interval": 3}
+    assert EDBA().settings == {name: SETTINGS[name].default for name in settings}
 
 
 def test_scale_factor_scores_smaller_images_and_trains_on_whole_ones():
@@ -364,7 +383,7 @@ def test_microbatches_keep_to_the_users_limit_and_none_has_one_sample(limit):
     assert sum(sizes) == sum(watch.subsets)
     assert max(sizes) <= limit
     assert limit == 1 or min(sizes) >= 2
-    assert run.state.algorithms[-1]._scorer.chunk_limit == limit
+    assert run.state.algorithms[-1]._engine.scorer.chunk_limit == limit
 
 
 class LimitedMemory(ComposerClassifier):
@@ -395,7 +414,7 @@ def test_a_microbatch_halved_by_the_trainer_is_remembered():
     assert model.failures == 2
     assert max(watch.microbatches[1:]) <= 16
     edba = run.state.algorithms[-1]
-    assert edba._learned_limit == 16
+    assert edba._microbatches.learned_limit == 16
     model.largest_scored = 0
     run.fit(duration="1ep")
     assert model.failures == 2
@@ -623,7 +642,7 @@ def test_paper_holds_the_literal_settings():
     paper = EDBA.paper(num_candidates=64)
     assert isinstance(paper, AlgorithmClass)
     assert "num_candidates=64" in repr(paper)
-    assert "min_batch_size=10, max_batch_size=1000, batch_size_policy='margin'" in repr(paper)
+    assert "batch_size_policy='margin', policy_options=None, min_batch_size=10, max_batch_size=1000" in repr(paper)
 
 
 def test_the_repr_stays_the_same_over_a_run_and_makes_an_equal_object():

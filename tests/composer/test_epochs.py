@@ -1,6 +1,7 @@
 """Durations, schedules, intervals and repeated fits stay right while the batch size changes."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def scheduled(monkeypatch):
     """Makes EDBA follow a list of batch sizes."""
 
     def use(sizes):
-        monkeypatch.setattr("composer_edba.composer.algorithm.make_policy", lambda *args, **kwargs: Sizes(sizes))
+        monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(sizes))
         return EDBA.paper()
 
     return use
@@ -54,8 +55,8 @@ def test_hundreds_of_resizes_never_leave_the_given_subset(scheduled):
     sizes = [13, 20, 31, 10, 25]
     run = trainer([scheduled(sizes)], loader=loader, callbacks=[watch], max_duration="120ep")
     run.fit()
-    resizes = sum(a != b for a, b in zip(watch.pools, watch.pools[1:], strict=False))
-    assert resizes > 200
+    for sizes, least in ((logged(run, "edba/target_batch_size"), 300), (watch.pools, 100)):
+        assert sum(a != b for a, b in pairwise(sizes)) > least
     seen = {index for batch in watch.indices for index in batch}
     assert seen <= set(given)
     distinct = logged(run, "edba/distinct_samples")
@@ -93,7 +94,7 @@ def test_an_epoch_that_ends_with_the_last_batch_of_the_duration_ends(scheduled, 
     """Composer fires this EPOCH_END only if the epoch's length is right to the batch."""
     watch = Watch()
     loader = points_loader(size=250, drop_last=drop_last)
-    run = trainer([scheduled([100, 80, 40, 30] if not drop_last else [100, 80, 40, 40])], loader=loader,
+    run = trainer([scheduled([50, 75, 75, 75] if not drop_last else [100, 80, 40, 40])], loader=loader,
                   callbacks=[watch], max_duration="4ba" if not drop_last else "3ba")  # fmt: skip
     run.fit()
     assert len(watch.epoch_ends) == 1
@@ -193,7 +194,7 @@ def test_train_subset_num_batches_is_kept(scheduled):
 def test_the_batch_size_is_bounded_by_the_data_set():
     run = trainer([EDBA.paper(max_batch_size=1000)], loader=points_loader(size=70, batch_size=64), max_duration="3ep")
     run.fit()
-    assert run.state.algorithms[-1]._selector.policy.maximum == 70
+    assert run.state.algorithms[-1]._engine._selector.policy.maximum == 70
 
 
 def test_the_length_that_evaluation_restores_is_not_clamped(scheduled):

@@ -34,7 +34,7 @@ def run(folder, *, workers, duration, policy, load=None, save=None, algorithms=N
 @pytest.mark.parametrize("policy", ["scheduled", "loss", "margin", "noise_scale", "fixed"])
 def test_resumed_in_mid_epoch_it_ends_bitwise_equal(tmp_path, monkeypatch, workers, policy):
     if policy == "scheduled":
-        monkeypatch.setattr("composer_edba.composer.algorithm.make_policy", lambda *args, **kwargs: Sizes(WILD))
+        monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(WILD))
     name = "margin" if policy == "scheduled" else policy
     whole, watch, edba = run(tmp_path / "whole", workers=workers, duration="4ep", policy=name, save="1ba")
     ends = [batch for _, batch, _ in watch.epoch_ends]
@@ -86,4 +86,4 @@ def test_the_state_is_plain_and_the_same_whoever_reads_it(tmp_path):
     assert isinstance(result, Trainer)
     again = EDBA.paper()
     again.load_state_dict(edba.state_dict())
-    assert again._resume_from == edba.state_dict()
+    assert again._engine._resume_from == edba.state_dict()

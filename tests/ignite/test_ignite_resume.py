@@ -123,7 +123,7 @@ def test_other_data_cannot_go_on_inside_of_a_pass(monkeypatch, tmp_path):
     prescribe_sizes(monkeypatch, [64, 20])
     Run(tmp_path, 3, Events.ITERATION_COMPLETED(once=2)).run(1)
     (path,) = tmp_path.glob("*.pt")
-    with pytest.raises(ValueError, match=r"inside of a pass over 256 samples on 1 rank.*over 100 on 1"):
+    with pytest.raises(ValueError, match=r"inside of a pass over 256 samples on 1 rank.*over 100 samples on 1 rank"):
         Run(tmp_path, 99, size=100).resume(path, 2)
 
 

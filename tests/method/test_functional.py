@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from composer_edba import functional
 from composer_edba.functional import Averages, gradient_inner_products, margin_loss, select_subset
-from composer_edba.method import reference
+from composer_edba.method import equation, reference
 
 LOSSES = ["cross_entropy", "label_smoothed", "mse", "bce"]
 
@@ -352,13 +352,13 @@ def test_tf32_is_off_in_the_products_and_as_before_after_them(monkeypatch):
     flags = torch.backends.cuda.matmul
     name = "fp32_precision" if hasattr(flags, "fp32_precision") else "allow_tf32"
     seen = []
-    products = functional._inner_products_over_positions
+    products = equation._inner_products_over_positions
 
     def watched(*arguments):
         seen.append(getattr(flags, name))
         return products(*arguments)
 
-    monkeypatch.setattr(functional, "_inner_products_over_positions", watched)
+    monkeypatch.setattr(equation, "_inner_products_over_positions", watched)
     before = flags.allow_tf32
     try:
         flags.allow_tf32 = True  # Composer does

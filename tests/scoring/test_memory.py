@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from composer_edba import functional
 from composer_edba.functional import gradient_inner_products
+from composer_edba.method import equation
 from composer_edba.scoring.forward import Scorer
 from composer_edba.scoring.memory import check_score_memory
 
@@ -39,7 +39,7 @@ def test_inner_products_stay_within_a_block_whatever_the_sizes(monkeypatch, samp
     biases = d.double().sum(1)
     expected = gradients @ gradients.T + biases @ biases.T
     block = 20_000
-    monkeypatch.setattr(functional, "_BLOCK_FLOATS", block)
+    monkeypatch.setattr(equation, "_BLOCK_FLOATS", block)
     with LargestTensor() as largest:
         products = gradient_inner_products(h, d)
     # One row of pairs, one class of gradients or one slice of d is the least that a block can be.

@@ -46,7 +46,8 @@ def test_duration_in_batches():
 def test_stops_at_the_largest_size():
     algorithm = BatchGrowth(interval=0.1, max_batch_size=50)
     watch, _ = fit(algorithm, max_duration="10ep")
-    assert max(watch.pools) == algorithm.batch_size == 50
+    assert algorithm.batch_size == 50
+    assert watch.pools[-6:] == [43, 43, 43, 43, 42, 42]  # a pass of 256 in the fewest batches of at most 50
     assert algorithm.samples_trained == sum(watch.pools) == 2560
     assert algorithm.distinct_samples == 256
 

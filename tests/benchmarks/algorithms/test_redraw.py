@@ -22,7 +22,7 @@ class Pools(Callback):
 
 
 def fit(monkeypatch, sizes, redraw, *, edba_first=True, max_duration="6ep", **kwargs):
-    monkeypatch.setattr("composer_edba.composer.algorithm.make_policy", lambda *args, **kwargs: Sizes(sizes))
+    monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(sizes))
     edba = EDBA.paper(num_candidates=8, min_subset_size=4, min_batch_size=4)
     pools, watch = Pools(edba, redraw), Watch()
     run = trainer(

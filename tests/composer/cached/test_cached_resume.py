@@ -47,7 +47,7 @@ def equal_weights(a, b):
 @pytest.mark.parametrize("sizes", ["wild", "margin"])
 def test_resumed_anywhere_it_ends_bitwise_equal(tmp_path, monkeypatch, workers, sizes):
     if sizes == "wild":
-        monkeypatch.setattr("composer_edba.composer.algorithm.make_policy", lambda *args, **kwargs: Sizes(WILD))
+        monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(WILD))
     whole, watch, edba = run(tmp_path / "whole", workers=workers, save="1ba")
     ends = [batch for _, batch, _ in watch.epoch_ends]
     assert min(watch.subsets) < 64
@@ -132,6 +132,6 @@ def test_another_data_sets_scores_are_dropped_at_an_epochs_end(tmp_path):
 def test_a_checkpoint_holds_the_scores_as_bytes(tmp_path):
     run(tmp_path, duration="2ep", save="2ep")
     saved = torch.load(tmp_path / "ba8.pt", weights_only=False)["state"]["algorithms"]
-    cache = dict(saved)["EDBA"]["cached"]["cache"]
+    cache = dict(saved)["EDBA"]["remembered"]["cache"]
     assert len(cache["rows"]) == 256 * 4 * (32 + 4 + 1)
     assert isinstance(cache["rows"], bytes)

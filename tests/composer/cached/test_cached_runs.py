@@ -10,15 +10,14 @@ from composer.core import Precision
 from composer.devices import DeviceCPU
 from composer.models import ComposerModel
 from composer.optim import MultiStepScheduler
+from ignite.engine import Engine
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler
 
 from composer_edba import EDBA
-from composer_edba.composer.cached_scoring import CachedScoring
 from composer_edba.ignite import EDBAHandler
-from composer_edba.method.selector import SubsetSelector
 from composer_edba.plain import SubsetLoader
 from composer_edba.scoring.forward import Scorer
 from composer_edba.train.summary import summarize
@@ -194,7 +193,7 @@ def test_evaluations_are_not_recorded():
         loader = points_loader(with_index=True, generator=torch.Generator().manual_seed(3))
         trainer([edba], callbacks=[watch], loader=loader, model=classifier(dropout=0.0), **kwargs).fit()
         state = edba.state_dict()
-        del state["loader"]["rng_state"]
+        del state["pools"]["pass"]["rng_state"]
         return watch.indices, state
 
     evaluated = {"eval_dataloader": points_loader(shuffle=False), "eval_interval": "1ba"}
@@ -227,10 +226,11 @@ def test_the_gradient_scalers_factor_is_taken_out():
     """Composer takes amp_fp16 on a GPU only, so the event gets a state with nothing but what it reads."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     state = SimpleNamespace(precision=Precision.AMP_FP16, scaler=scaler, device=DeviceCPU())
-    scoring = CachedScoring(SubsetSelector(), lambda state, number: True, lambda state, size: 1)
-    scoring.record(torch.arange(12).reshape(1, 12).numpy(), nn.Linear(2, 2))
-    scoring._after_train_batch(state)
-    assert float(scoring._factor) == 12 / 2**10
+    edba = cached()
+    edba._loop.state = state
+    edba._engine.remembered.record(torch.arange(12).reshape(1, 12).numpy(), nn.Linear(2, 2))
+    edba._after_train_batch(state, None)
+    assert float(edba._gradient_factor()) == 12 / 2**10
 
 
 class ScalarReads(TorchDispatchMode):
@@ -249,14 +249,14 @@ def test_recording_reads_no_value_back_after_the_first_step():
     edba, reads = cached(), []
 
     def counted(handler):
-        def run(state):
+        def run(state, logger):
             with ScalarReads() as mode:
-                handler(state)
+                handler(state, logger)
             reads.append((int(state.timestamp.batch), mode.count))
 
         return run
 
-    handlers = edba._cached.handlers
+    handlers = edba._handlers
     handlers.update({event: counted(handler) for event, handler in handlers.items()})
     trainer([edba], max_duration="3ep").fit()
     assert sum(count for step, count in reads if step == 0) == 2  # whether the samples' losses have the loss as mean
@@ -330,7 +330,7 @@ def test_ages_are_steps_between_recording_and_training():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_epoch_is_one_pass_over_the_data_whatever_the_sizes(monkeypatch, workers):
-    monkeypatch.setattr("composer_edba.composer.algorithm.make_policy", lambda *args, **kwargs: Sizes(WILD))
+    monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(WILD))
     watch = Watch()
     model = classifier()
     run = trainer(
@@ -490,7 +490,7 @@ def test_a_fit_that_fails_leaves_nothing_that_the_next_one_does_not_clear_away()
     model.fails = False
     for _ in range(3):
         model([torch.zeros(4, FEATURES)])
-    assert len(edba._cached._training._parts) <= 1
+    assert len(edba._engine.remembered._training._parts) <= 1
     run.fit()
     assert set(hooks.counts) == {1}
     assert not last_layer(model)._forward_hooks
@@ -627,9 +627,13 @@ def test_samples_drawn_twice_in_a_pool_are_fine():
     assert any(len(set(batch)) < len(batch) for batch in watch.indices)
 
 
-def test_other_loops_say_that_they_have_no_cache():
+def test_other_loops_refuse_loaders_whose_samples_they_cannot_tell_apart():
     net = nn.Linear(FEATURES, CLASSES)
-    with pytest.raises(ValueError, match=r"scoring is 'cached': only composer_edba.EDBA, for Composer"):
-        SubsetLoader(points_loader(), net, F.cross_entropy, preset="paper", scoring="cached")
-    with pytest.raises(ValueError, match=r"scoring is 'cached': only composer_edba.EDBA, for Composer"):
-        EDBAHandler(net, F.cross_entropy, preset="paper", scoring="cached")
+    data = [batch for batch in points_loader()]
+    with pytest.raises(ValueError, match=r"scoring='cached' keeps scores by data-set index.* a list is no torch DataL"):
+        SubsetLoader(data, net, F.cross_entropy, preset="paper", scoring="cached")
+    handler = EDBAHandler(net, F.cross_entropy, preset="paper", scoring="cached")
+    trainer = Engine(lambda engine, batch: None)
+    handler.attach(trainer, data)
+    with pytest.raises(ValueError, match=r"scoring='cached' keeps scores by data-set index.* a list is no torch DataL"):
+        trainer.run(data)

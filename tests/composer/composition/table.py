@@ -1,4 +1,4 @@
-"""docs/composition.md and README's extract, from the matrix's runs: ``python -m tests.composer.composition.table``."""
+"""docs/composition.md and its extract in docs/composer.md: `python -m tests.composer.composition.table`."""
 
 import re
 
@@ -7,9 +7,11 @@ import torch
 
 from tests.composer.composition.pairs import OWN_WARNINGS, PAIRS
 from tests.composer.composition.run_pair import EPOCHS, MICROBATCH, run_pair
+from tests.support.made_blocks import with_block
 from tests.support.paths import ROOT
 
 PAGE = "docs/composition.md"
+EXTRACT_PAGE = "docs/composer.md"
 
 _HEAD = f"""# EDBA beside Composer's algorithms
 
@@ -57,8 +59,8 @@ def table() -> str:
     )
 
 
-def readme_block(page: str) -> str:
-    """The matrix in short, for README, from the page."""
+def extract(page: str) -> str:
+    """The matrix in short, from the page."""
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
     ]
@@ -71,13 +73,6 @@ def readme_block(page: str) -> str:
     )
 
 
-def in_readme(text: str, block: str) -> str:
-    """README's text with the block between its markers."""
-    begin, end = "<!-- composition: begin -->\n", "<!-- composition: end -->"
-    before, _, rest = text.partition(begin)
-    return before + begin + block + end + rest.partition(end)[2]
-
-
 def _plain(pattern: str) -> str:
     return re.sub(r"\.\*", "…", pattern)
 
@@ -87,6 +82,6 @@ if __name__ == "__main__":
     path = ROOT / PAGE
     path.parent.mkdir(exist_ok=True)
     path.write_text(table())
-    readme = path.parents[1] / "README.md"
-    readme.write_text(in_readme(readme.read_text(), readme_block(path.read_text())))
-    print(path, readme)
+    short = ROOT / EXTRACT_PAGE
+    short.write_text(with_block(short.read_text(), "composition", extract(path.read_text())))
+    print(path, short)

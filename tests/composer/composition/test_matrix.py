@@ -4,7 +4,8 @@ import pytest
 
 from tests.composer.composition.pairs import PAIRS, composer_algorithms
 from tests.composer.composition.run_pair import MICROBATCH, run_pair
-from tests.composer.composition.table import PAGE, in_readme, readme_block, table
+from tests.composer.composition.table import EXTRACT_PAGE, PAGE, extract, table
+from tests.support.made_blocks import with_block
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:GyroDropout is not implemented", "ignore:S.. has known issues")
@@ -30,7 +31,7 @@ def test_pair_in_microbatches(key):
 
 
 def test_the_committed_table_is_what_the_runs_say():
-    path = ROOT / PAGE
-    assert path.read_text() == table(), "stale: run `python tests/composition/table.py`"
-    readme = (path.parents[1] / "README.md").read_text()
-    assert in_readme(readme, readme_block(path.read_text())) == readme, "stale: run `python tests/composition/table.py`"
+    page, short = (ROOT / PAGE).read_text(), (ROOT / EXTRACT_PAGE).read_text()
+    stale = "stale: run `python -m tests.composer.composition.table`"
+    assert page == table(), stale
+    assert with_block(short, "composition", extract(page)) == short, stale

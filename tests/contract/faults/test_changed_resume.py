@@ -46,7 +46,7 @@ def save(folder, algorithms):
             save_overwrite=True,
         )
         run.fit()
-        algorithms = [type(a)(**a._arguments) for a in algorithms]
+        algorithms = [type(a)(**a.settings) for a in algorithms]
     return folder
 
 
@@ -77,7 +77,7 @@ def whole_passes(watch, ends):
 
 @pytest.mark.parametrize("size", [100, 300])
 def test_a_data_set_of_another_size_is_refused_in_mid_epoch(checkpoints, size):
-    told = rf"inside of epoch 1.*256 samples on 1 rank, .*{size} samples on 1 rank.*at an epoch's end"
+    told = rf"inside of a pass over 256 samples on 1 rank, .*{size} samples on 1 rank.*at an epoch's end"
     with pytest.raises(ValueError, match=told):
         resume(checkpoints, "ba6", size=size)
 
@@ -89,7 +89,7 @@ def test_a_data_set_of_another_size_is_right_from_an_epochs_end_on(checkpoints, 
     assert watch.epoch_ends[0][2] == 2 * SIZE + size
     # Other data, so what was trained on before does not count.
     assert logged(run, "edba/distinct_samples")[-1] == len({i for batch in watch.indices for i in batch})
-    assert edba._selector.averages is not None
+    assert edba._engine._selector.averages is not None
     assert edba.batch_size <= size
 
 
@@ -150,12 +150,15 @@ def test_another_policy_begins_anew_at_the_loaders_size_with_the_same_averages(c
     first, *_ = logged_averages(checkpoints, name)
     assert first is not None
     assert [samples for _, _, samples in watch.epoch_ends][-1] == RESUME * SIZE
-    assert type(edba._selector.policy).__name__ == {"noise_scale": "NoiseScalePolicy", "fixed": "FixedPolicy"}[policy]
+    assert (
+        type(edba._engine._selector.policy).__name__
+        == {"noise_scale": "NoiseScalePolicy", "fixed": "FixedPolicy"}[policy]
+    )
     assert watch.pools[1] == 64
     if policy == "fixed":
         assert set(watch.pools[1:]) == {64}
     else:
-        assert all(len(evidence) == 2 for evidence in edba._selector.policy.state_dict()["window"])
+        assert all(len(evidence) == 2 for evidence in edba._engine._selector.policy.state_dict()["window"])
 
 
 @pytest.mark.parametrize("old", ["noise_scale", "fixed"])
@@ -165,7 +168,7 @@ def test_the_margin_policy_takes_over_from_another(tmp_path, old):
     loader = points_loader(batch_size=16, with_index=True)
     _, watch, edba = resume(folder, "ba6", EDBA.paper(min_subset_size=5), loader=loader)
     assert len(watch.subsets) > 25
-    assert edba._selector.policy.state_dict().keys() >= {"window", "direction"}
+    assert edba._engine._selector.policy.state_dict().keys() >= {"window", "direction"}
 
 
 def logged_averages(folder, name):
@@ -198,9 +201,9 @@ def test_other_arguments_take_effect_from_the_resumption_on(checkpoints, argumen
     run, watch, edba = resume(checkpoints, "ba6", EDBA.paper(**{"min_subset_size": 5, **arguments}))
     averages, saved = logged_averages(checkpoints, "ba6")
     assert int(run.state.timestamp.sample) == RESUME * SIZE
-    assert edba._samples_trained == saved["samples_trained"] + sum(watch.subsets)
+    assert edba._engine.samples_trained == saved["samples_trained"] + sum(watch.subsets)
     assert min(watch.subsets) >= arguments.get("min_subset_size", 5)
-    assert edba._selector.averages is not None
+    assert edba._engine._selector.averages is not None
     assert averages is not None
 
 
@@ -269,14 +272,14 @@ def test_another_number_of_ranks_is_refused_in_mid_epoch_and_right_from_its_end_
     assert int(run.state.timestamp.sample) == RESUME * SIZE
     _, saved = logged_averages(tmp_path, "ep2")
     assert watch.pools[1] == saved["selector"]["policy"]["size"]  # sizes count per rank
-    assert edba._samples_trained == saved["samples_trained"] + sum(watch.subsets)
+    assert edba._engine.samples_trained == saved["samples_trained"] + sum(watch.subsets)
 
 
 @pytest.mark.parametrize("batches", [1, 2, 5])
 def test_a_second_fit_in_mid_epoch_goes_on_with_the_same_pass(monkeypatch, batches):
     """The trainer skips the batches of the pass so far, which must have the sizes they had."""
     sizes = [64, 100, 30, 17, 12, 70, 10]
-    monkeypatch.setattr("composer_edba.composer.algorithm.make_policy", lambda *args, **kwargs: Sizes(sizes))
+    monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(sizes))
     watch = Watch()
     run = trainer([EDBA.paper()], loader=points_loader(with_index=True), callbacks=[watch], max_duration=f"{batches}ba")
     run.fit()

@@ -80,7 +80,7 @@ def test_training_goes_on_with_the_bound_it_learned_and_right_gradients(where):
     assert min(watch.subsets) < 64
     # 64 -> 32 -> 16 -> 8 on the first batch, and never again.
     assert model.failures == 3
-    assert (edba._scorer.chunk_limit if where == "scoring" else edba._learned_limit) == 8
+    assert (edba._engine.scorer.chunk_limit if where == "scoring" else edba._microbatches.learned_limit) == 8
     assert max(model.trained_at_once[-20:]) <= (64 if where == "scoring" else 8)
     assert max(model.scored_at_once[-20:]) <= 8
     for trained, whole in zip(gradients.trained, gradients.whole, strict=True):

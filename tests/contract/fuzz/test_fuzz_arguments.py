@@ -12,7 +12,7 @@ from torch import nn
 from composer_edba import EDBA
 from tests.contract.fuzz.counter import ran
 
-DEFAULTS = EDBA()._arguments
+DEFAULTS = EDBA().settings
 CHECKED = [name for name in DEFAULTS if name not in ("input_key", "target_key")]  # keys may be anything
 RIGHT = {
     "num_candidates": st.integers(1, 10**6),
@@ -84,6 +84,9 @@ def expected_right(arguments):
     def one_of(name, *names):
         return any(type(arguments[name]) is str and arguments[name] == choice for choice in names)
 
+    def of_users(name):
+        return callable(arguments[name])
+
     if not all(number(arguments[name]) for name in ("ema_decay", "scale_factor", "start", "end")):
         return False
     counts = {
@@ -116,6 +119,8 @@ def expected_right(arguments):
             return True
         if not isinstance(options, dict):
             return False
+        if not isinstance(arguments["batch_size_policy"], str):
+            return False
         allowed = {
             "loss": {"window", "exponent", "rate_exponent", "largest_growth", "tolerance"},
             "margin": {"window", "cooldown", "threshold", "factor"},
@@ -134,8 +139,8 @@ def expected_right(arguments):
         and 0 <= arguments["start"] < arguments["end"] <= 1
         and max(arguments["min_batch_size"], arguments["min_subset_size"]) <= arguments["max_batch_size"]
         and arguments["interrupt"] != 1
-        and one_of("batch_size_policy", "loss", "margin", "noise_scale", "fixed")
-        and one_of("criterion", "margin", "difference", "random")
+        and (one_of("batch_size_policy", "loss", "margin", "noise_scale", "fixed") or of_users("batch_size_policy"))
+        and (one_of("criterion", "margin", "difference", "random") or of_users("criterion"))
         and one_of("scoring_batch_norm", "pool", "running")
         and (
             one_of("scoring", "forward")

@@ -203,7 +203,7 @@ def test_any_algorithms_are_built_or_refused_by_their_key(given_algorithms):
 @settings(max_examples=200)
 @given(
     arguments=st.dictionaries(
-        st.sampled_from([*EDBA()._arguments, "preset", "num_candidate", ""]), argument_values, max_size=4
+        st.sampled_from([*EDBA().settings, "preset", "num_candidate", ""]), argument_values, max_size=4
     )
 )
 def test_any_arguments_of_edba_are_built_or_refused_by_its_key(arguments):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
-import composer_edba.composer.algorithm
+import composer_edba.engine
 from composer_edba import EDBA
 from tests.contract.fuzz.counter import ran
 from tests.support.small_runs import CLASSES, FEATURES, Points, epochs_before_steps, logged, trainer
@@ -108,17 +108,17 @@ class Inspector(Callback):
 @contextlib.contextmanager
 def following(sizes):
     """Has EDBA follow a list of batch sizes: its own rules take longer to move than these runs last."""
-    original = composer_edba.composer.algorithm.make_policy
+    original = composer_edba.engine.make_policy
     if sizes:
 
         def schedule(name, size, minimum, maximum, ranks=1, options=None):
             return Sizes([min(max(s, minimum), maximum) for s in sizes])
 
-        composer_edba.composer.algorithm.make_policy = schedule
+        composer_edba.engine.make_policy = schedule
     try:
         yield
     finally:
-        composer_edba.composer.algorithm.make_policy = original
+        composer_edba.engine.make_policy = original
 
 
 @st.composite

@@ -131,7 +131,7 @@ def test_epochs_with_workers_leave_no_process_and_no_file_open():
     assert after["hooks"] == before["hooks"]
     state = run.state
     run.close()
-    assert state.algorithms[-1]._scorer._layer is not None
+    assert state.algorithms[-1]._engine.scorer._layer is not None
     del run, state
     gc.collect()
     deadline = time.monotonic() + 20

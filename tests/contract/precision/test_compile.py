@@ -59,7 +59,7 @@ class GraphsEachStep(Watch):
 
 @pytest.mark.parametrize("limit", [None, 24])
 def test_no_graph_is_added_by_scoring_or_by_new_sizes(monkeypatch, limit):
-    monkeypatch.setattr("composer_edba.composer.algorithm.make_policy", lambda *args, **kwargs: Sizes(SIZES))
+    monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(SIZES))
     backend, edba = Counting(), EDBA.paper(min_subset_size=8)
     watch, compiled = GraphsEachStep(backend), graphs_around_scoring(edba, backend)
     run = trainer(

@@ -1,0 +1,212 @@
+"""A supervised training loop that is not Composer's, as the engine sees it: what Ignite's and the plain one share."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from typing_extensions import override
+
+from composer_edba.engine import Engine, Loop, Network
+from composer_edba.loading.batch import batch_size, index_batch
+from composer_edba.loading.ranks import from_rank_zero
+from composer_edba.method.selector import highest_learning_rate
+from composer_edba.scoring.images import scaled_images
+from composer_edba.scoring.last_layer import named_last_layer
+
+__all__ = ["SupervisedLoop"]
+
+
+class SupervisedLoop(Loop):
+    """A network, a loss of its outputs and a target, and batches that hold inputs and target; with its engine.
+
+    With ``scoring="cached"`` the training's own forward is watched: what the network gives for a batch that was chosen
+    goes through the loss once more, by which the last layer's gradients are found whatever the loop does with its own
+    loss (gradient scaling, accumulation).
+
+    Args:
+        settings: all of them.
+        model: the network, also inside of DistributedDataParallel.
+        loss_fn: ``loss_fn(outputs, target)``, a scalar: the mean over the samples.
+        split: turns a pool, or a part of it, into ``(inputs, target)`` on the model's device.
+        forward: ``forward(model, inputs)`` gives what the loss takes; None: ``model(inputs)``.
+        precision: gives the autocast context that the training forward runs in; None: none.
+        optimizer: whose learning rate ``batch_size_policy="loss"`` goes by; None: taken as constant.
+
+    Attributes:
+        engine: chooses.
+
+    Raises:
+        ValueError: if the named last layer is none of the model's.
+    """
+
+    derives = True
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        model: nn.Module,
+        loss_fn: Callable[[Any, Any], Tensor],
+        *,
+        split: Callable[[Any], tuple[Any, Any]],
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        precision: Callable[[], contextlib.AbstractContextManager] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ):
+        # DistributedDataParallel's own forward would broadcast buffers between ranks.
+        self._model: nn.Module = model.module if isinstance(model, (DistributedDataParallel, DataParallel)) else model
+        layer = settings["last_layer"]
+        if isinstance(layer, str):
+            layer = named_last_layer(self._model, layer)
+        self._settings = settings
+        self._loss_fn = loss_fn
+        self._split = split
+        self._forward = forward
+        self._precision = contextlib.nullcontext if precision is None else precision
+        self._optimizers = [] if optimizer is None else [optimizer]
+        self._batch: Any = None  # what is trained on now
+        self._handles: list[Any] = []
+        self._warned = False
+        self.engine = Engine({**settings, "last_layer": layer}, self)
+
+    # ---- a step
+
+    def choose(self, batch: Any) -> Any:
+        """The subset of ``batch`` to train on, see :meth:`~composer_edba.engine.Engine.choose`."""
+        self._batch = self.engine.choose(batch)
+        if self.engine.remembered is not None:
+            self._watch()
+            self.engine.remembered.begin_step()
+        return self._batch
+
+    def end_step(self) -> float:
+        """The batch was trained on; called twice, it does nothing more.
+
+        Returns:
+            Share of the time since the batch arrived that went into scoring and selection.
+        """
+        remembered = self.engine.remembered
+        self._batch = None
+        if remembered is not None and remembered.records and remembered.samples_recorded == 0:
+            remembered.record(None, None)  # the loop left it out
+            if not self._warned:
+                warnings.warn(
+                    "a batch did not go through the model in training, so nothing is known of its samples: "
+                    "scoring='cached' needs model(inputs) to be called with gradients enabled",
+                    stacklevel=3,
+                )
+            self._warned = True
+        return self.engine.end_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The engine's state; a batch that has been trained on counts."""
+        remembered = self.engine.remembered
+        if remembered is not None and remembered.records and not remembered.recording:
+            self.end_step()
+        return self.engine.state_dict()
+
+    # ---- what the engine asks
+
+    @override
+    def device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    @override
+    def network(self) -> Network:
+        return Network(
+            _Whole(self._model, self._forward),
+            lambda outputs, parts: self._loss_fn(outputs, parts[1]),
+            self._prepare,
+            self._precision,
+        )
+
+    def _prepare(self, batch: Any) -> tuple[Any, Any]:
+        inputs, target = self._split(batch)
+        factor = self._settings["scale_factor"]
+        return (inputs if factor == 1 else scaled_images(inputs, factor, what="the model's input")), target
+
+    @override
+    def seed(self) -> int:
+        given = self._settings["seed"]
+        return from_rank_zero(torch.initial_seed() & (2**63 - 1) if given is None else given, self.device())
+
+    @override
+    def learning_rate(self) -> float | None:
+        return highest_learning_rate(self._optimizers)
+
+    # ---- the training's own forward
+
+    def _watch(self) -> None:
+        if not self._handles:  # in a compiled network the graph breaks here, so that the hooks see real tensors
+            self._handles = [
+                self._model.register_forward_pre_hook(torch.compiler.disable(self._begin_forward)),
+                self._model.register_forward_hook(torch.compiler.disable(self._end_forward)),
+            ]
+
+    def unwatch(self) -> None:
+        """Leave no hook behind."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self.engine.remembered is not None:
+            self.engine.remembered.uninstall()
+
+    def _records(self) -> bool:
+        remembered = self.engine.remembered
+        return remembered is not None and remembered.recording and self._batch is not None and torch.is_grad_enabled()
+
+    def _begin_forward(self, module: nn.Module, args: Any) -> None:
+        if self._records():
+            assert self.engine.remembered is not None
+            self.engine.remembered.begin_forward()
+
+    def _end_forward(self, module: nn.Module, args: Any, outputs: Any) -> None:
+        if not self._records():
+            return
+        remembered = self.engine.remembered
+        assert remembered is not None
+        remembered.end_forward()
+        size, done = batch_size(self._batch), remembered.samples_recorded
+        first = remembered.first_of_microbatch
+        batch = self._batch if (first, done) == (0, size) else index_batch(self._batch, slice(first, done), size)
+        inputs, target = self._split(batch)
+        if self._forward is not None:  # what the loss takes, made of the outputs that are there
+            outputs = self._forward(_Recorded(self._model, outputs), inputs)
+        with self._precision():
+            remembered.begin_loss(self._loss_fn, outputs, target)
+            value = self._loss_fn(outputs, target)
+        remembered.derive(value)
+        remembered.end_loss(value)
+        if done >= size:
+            remembered.end_microbatches()
+
+
+class _Whole(nn.Module):
+    """The model as the scorer calls it, with ``(inputs, target)``."""
+
+    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any] | None):
+        super().__init__()
+        self.model = model
+        self._forward = forward
+
+    def forward(self, parts: tuple[Any, Any]) -> Any:
+        return self.model(parts[0]) if self._forward is None else self._forward(self.model, parts[0])
+
+
+class _Recorded(nn.Module):
+    """Stands in for a model that has been called: gives what it gave, and has what it has."""
+
+    def __init__(self, model: nn.Module, outputs: Any):
+        super().__init__()
+        self.__dict__.update(_model=model, _outputs=outputs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._outputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_model"], name)

@@ -1,0 +1,136 @@
+"""A Composer Trainer, an Ignite trainer and a plain loop train on the same subsets to the same weights, bit for bit."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.loops import BATCH, LOOPS, SAMPLES, Record, Task
+
+ALWAYS = {"batch_size", "subset_size", "samples_scored", "samples_trained", "distinct_samples"}
+SCORED = {"margin", "model_metric", "gradient_metric", "model_average", "gradient_average"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A configuration of EDBA and a task for it.
+
+    Attributes:
+        settings: EDBA's.
+        passes: over the data.
+        task: what is trained.
+        moves: whether the batch size changes in so short a run.
+        scorings: that can be used with these settings.
+        loops: that have these settings.
+    """
+
+    settings: dict[str, Any]
+    passes: int = 4
+    task: Task = field(default_factory=Task)
+    moves: bool = False
+    scorings: tuple[str, ...] = ("forward", "cached")
+    loops: tuple[str, ...] = tuple(LOOPS)
+
+
+# Short windows, so that a short run decides more than once.
+BY_LOSS = {"interval": 1, "batch_size_policy": "loss", "policy_options": {"window": 2, "tolerance": 1.1}}
+BY_MARGIN = {
+    "interval": 1,
+    "batch_size_policy": "margin",
+    "policy_options": {"window": 2, "cooldown": 1, "threshold": 0.05, "hysteresis": 0.0},
+}
+BY_NOISE = {"interval": 1, "batch_size_policy": "noise_scale", "policy_options": {"window": 3, "cooldown": 1}}
+
+CASES = {
+    "default": Case({}, passes=8),
+    "paper": Case({"preset": "paper"}),
+    "paper, random": Case({"preset": "paper", "criterion": "random"}),
+    "paper, difference": Case({"preset": "paper", "criterion": "difference"}),
+    "loss": Case(BY_LOSS, passes=6, moves=True),
+    "margin": Case(BY_MARGIN, passes=6, moves=True),
+    "noise_scale": Case(BY_NOISE, passes=6, moves=True),
+    "fixed": Case({"interval": 1, "batch_size_policy": "fixed"}),
+    "bounds": Case({**BY_NOISE, "min_batch_size": 24, "max_batch_size": 48, "min_subset_size": 20}, moves=True),
+    "interval": Case({**BY_LOSS, "interval": 3}, passes=8, moves=True),
+    "interrupt": Case({**BY_NOISE, "interrupt": 3}, passes=6, moves=True),
+    "candidates": Case(
+        {"interval": 1, "num_candidates": 64, "subset_size_law": "power_set", "ema_decay": 0.5}, moves=True
+    ),
+    "running statistics": Case({"interval": 1, "scoring_batch_norm": "running"}, moves=True, scorings=("forward",)),
+    # A Trainer counts whole epochs, an Ignite trainer parts of them too: they agree where both begin and end with one.
+    "span": Case({**BY_NOISE, "start": 0.25, "end": 0.75}, passes=8, moves=True, loops=("composer", "ignite")),
+    "schedule": Case(BY_LOSS, passes=6, task=Task(decay=0.98), moves=True),
+    "shuffled": Case(BY_NOISE, passes=6, task=Task(shuffle=True), moves=True),
+    "dropout": Case(BY_NOISE, passes=6, task=Task(shuffle=True, dropout=0.1), moves=True),
+    "drop_last": Case(BY_NOISE, passes=6, task=Task(drop_last=True), moves=True),
+    "workers": Case(BY_NOISE, task=Task(shuffle=True, workers=2), moves=True),
+}
+
+
+def combinations(*loops):
+    """Every case with each of its ways of scoring and those of ``loops`` that have its settings."""
+    return [
+        (name, scoring, loop)
+        for name, case in CASES.items()
+        for scoring in case.scorings
+        for loop in case.loops
+        if loop in loops
+    ]
+
+
+def run(name, scoring, loop, **arguments) -> Record:
+    case = CASES[name]
+    settings = case.settings if scoring == "forward" else {**case.settings, "scoring": scoring}
+    return LOOPS[loop](settings, case.passes, case.task, **arguments)
+
+
+whole = cache(run)
+
+
+def assert_same(record, expected, first=0):
+    """``record`` tells of the steps of ``expected`` from number ``first`` on, and ends with its weights."""
+    assert len(record.steps) == len(expected.steps) - first
+    for number, step in enumerate(record.steps, first):
+        assert step == expected.steps[number], number
+    assert record.weights.keys() == expected.weights.keys()
+    for name, tensor in expected.weights.items():
+        assert torch.equal(record.weights[name], tensor), name
+
+
+@pytest.mark.parametrize(("name", "scoring", "loop"), combinations("composer"))
+def test_the_cases_have_something_to_compare(name, scoring, loop):
+    steps, case = whole(name, scoring, loop).steps, CASES[name]
+    figures = [step["figures"] for step in steps]
+    assert all(names.keys() >= ALWAYS for names in figures)
+    assert any(names.keys() >= SCORED for names in figures)
+    assert any(names["subset_size"] < names["batch_size"] for names in figures)
+    assert all(len(step["indices"]) == step["figures"]["subset_size"] for step in steps)
+    assert {step["pass"] for step in steps} == set(range(case.passes))
+    sizes = {names["batch_size"] for names in figures}
+    assert (not sizes <= {BATCH, SAMPLES % BATCH}) == case.moves, sizes
+
+
+@pytest.mark.parametrize(("name", "scoring", "loop"), combinations("ignite", "plain"))
+def test_every_loop_is_that_of_composer(name, scoring, loop):
+    assert_same(whole(name, scoring, loop), whole(name, scoring, "composer"))
+
+
+@pytest.mark.parametrize(("name", "scoring", "loop"), combinations(*LOOPS))
+def test_resumed_in_mid_pass_it_is_the_uninterrupted_run(tmp_path, name, scoring, loop):
+    expected = whole(name, scoring, loop)
+    steps = expected.steps
+    passes = [step["pass"] for step in steps]
+    done = next(n for n in range(len(steps) // 2, len(steps)) if passes[n - 1] == passes[n])
+    stopped = run(name, scoring, loop, stop_after=done, save_to=tmp_path / "state.pt")
+    assert stopped.steps == steps[:done]
+    assert_same(run(name, scoring, loop, resume_from=stopped.state), expected, done)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_another_seed_gives_other_subsets(loop):
+    other = run("paper", "forward", loop, seed=6)
+    assert [step["indices"] for step in other.steps] != [
+        step["indices"] for step in whole("paper", "forward", loop).steps
+    ]
