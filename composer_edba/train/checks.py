@@ -106,13 +106,13 @@ def checked_algorithms(given: Mapping[Any, Any]) -> dict[str, dict[Any, Any] | N
     """
     known = algorithm_names()
     spelled = {_bare(name): name for name in known}
-    checked: dict[str, dict[Any, Any] | None] = {}
+    found: dict[str, dict[Any, Any] | None] = {}
     for name, arguments in given.items():
         key = f"algorithms.{name}"
         canonical = spelled.get(_bare(str(name)))
         if canonical is None:
             raise ConfigError(f"{key}: unknown algorithm; {nearest(str(name), known)}")
-        if canonical in checked:
+        if canonical in found:
             raise ConfigError(f"{key}: names {canonical} a second time; give it once")
         if not (arguments is None or isinstance(arguments, (bool, Mapping))):
             raise ConfigError(
@@ -121,8 +121,8 @@ def checked_algorithms(given: Mapping[Any, Any]) -> dict[str, dict[Any, Any] | N
         keywords = dict(arguments) if isinstance(arguments, Mapping) else {}
         if canonical == "edba" and arguments is not False:
             _check_edba(keywords, key)
-        checked[canonical] = None if arguments is False else keywords
-    return checked
+        found[canonical] = None if arguments is False else keywords
+    return found
 
 
 def _check_edba(arguments: Mapping[Any, Any], key: str) -> None:
