@@ -133,7 +133,7 @@ def _check_edba(arguments: Mapping[Any, Any], key: str) -> None:
     try:
         checked(arguments, "composer")
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{key}: {error}") from error
+        raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
 
 
 def _check_model_name(name: str) -> None:

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from composer_edba.train.series import ACCURACY, Series, whole_batches
+from composer_edba.train.series import ACCURACY, TARGET, Series, whole_batches
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from composer_edba.train.summary import RunSummary
-
-TARGET = "edba/target_batch_size"
 
 
 def plot_run(summary: RunSummary, log: Mapping[str, Series], path: Path) -> Path:
@@ -88,9 +86,14 @@ def _draw_accuracy(axis: Axes, log: Mapping[str, Series]) -> None:
 
 def _draw_sizes(axis: Axes, log: Mapping[str, Series]) -> None:
     axis.set_ylabel("samples")
-    _draw_line(axis, whole_batches(log), _BLUE, "batch size", width=1.6, drawstyle="steps-post")
-    _draw_line(axis, log.get(TARGET), _GREY, "aimed at", width=0.8, drawstyle="steps-post")
-    _draw_points(axis, log.get("subset_size"), _ORANGE, "subset size")
+    sizes, target, subsets = whole_batches(log), log.get(TARGET), log.get("subset_size")
+    if target and not (sizes and set(sizes.values) == set(target.values)):
+        _draw_line(axis, target, _GREY, "size aimed at", width=0.9, drawstyle="steps-post")
+    _draw_line(axis, sizes, _BLUE, "batch size", width=1.6, drawstyle="steps-post")
+    scored = log.get("edba/margin")
+    if subsets and scored:  # batches that are not scored are trained on whole
+        chosen = np.isin(subsets.updates, scored.updates)
+        _draw_points(axis, Series(subsets.updates[chosen], subsets.values[chosen]), _ORANGE, "subset size")
     axis.set_ylim(bottom=0)
 
 
@@ -155,7 +158,8 @@ def _draw_points(axis: Axes, series: Series | None, color: str, label: str) -> N
     if series:
         # The more steps, the fainter each: density carries the picture.
         alpha = min(0.6, max(0.05, 300 / len(series)))
-        axis.scatter(series.updates, series.values, s=5, color=color, alpha=alpha, linewidths=0)
+        size = 5 if len(series) > 100 else 14
+        axis.scatter(series.updates, series.values, s=size, color=color, alpha=alpha, linewidths=0)
         axis.scatter([], [], s=12, color=color, label=label)
 
 

@@ -143,12 +143,11 @@ def build_algorithms(given: Mapping[str, Any]) -> list[Algorithm]:
         ConfigError: When a name or an argument is unknown, given twice or refused by the algorithm.
     """
     known = known_algorithms()
-    built = []
-    for name, keywords in checked_algorithms(given).items():
-        if keywords is not None:
-            build = EDBA.paper if name == "edba" and keywords.pop("preset", "default") == "paper" else known[name]
-            built.append(_construct(build, keywords, f"algorithms.{name}"))
-    return built
+    return [
+        _construct(known[name], keywords, f"algorithms.{name}")
+        for name, keywords in checked_algorithms(given).items()
+        if keywords is not None
+    ]
 
 
 def known_algorithms() -> dict[str, type[Algorithm]]:

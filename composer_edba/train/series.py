@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from composer.loggers import InMemoryLogger
+from composer.utils import dist
 
 if TYPE_CHECKING:
     from composer import Trainer
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
+TARGET = "target_batch_size"
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Series:
 def read_log(trainer: Trainer) -> dict[str, Series]:
     """Everything numeric that the Trainer logged, by name.
 
-    Two series are added, both summed over ranks: ``batch_size``, the samples drawn for each update, and with EDBA
-    ``subset_size``, the samples of them that were trained on.
+    Series are added that are summed over ranks: ``batch_size``, the samples drawn for each update, and with EDBA
+    ``subset_size``, the samples of them that were trained on, and ``target_batch_size``, the size aimed at.
 
     Raises:
         ValueError: When the Trainer has no ``InMemoryLogger``.
@@ -55,6 +57,9 @@ def read_log(trainer: Trainer) -> dict[str, Series]:
     trained = log.get("edba/samples_trained")
     if trained:
         log["subset_size"] = Series(trained.updates, np.diff(trained.values, prepend=_count_before(trained)))
+    target = log.get("edba/target_batch_size")
+    if target:
+        log[TARGET] = Series(target.updates, target.values * dist.get_world_size())
     return log
 
 

@@ -121,7 +121,7 @@ def summarize(trainer: Trainer, train_size: int, partial_epochs: bool = False) -
         train_seconds=time.total_wct.total_seconds() if time.total_wct else 0.0,
         final_batch_size=_batch_size_now(trainer),
         nonfinite_steps=_last_count(log, "edba/nonfinite_steps") or _last_count(log, "dba/nonfinite_steps") or 0,
-        edba=None if edba is None else what_edba_did(edba, log, drawn, trained, _batch_size_now(trainer)),
+        edba=None if edba is None else what_edba_did(edba, log, drawn, trained),
     )
 
 

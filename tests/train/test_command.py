@@ -86,6 +86,8 @@ sys.exit(code)
         (["digits/baseline", "algorithms.mixpu={}"], "algorithms.mixpu: unknown algorithm; did you mean mixup?"),
         (["digits/edba", "algorithms.edba.num_candidate=3"], "did you mean num_candidates?"),
         (["digits/edba", "algorithms.edba.preset=papre"], "algorithms.edba: preset is 'papre'"),
+        (["digits/edba", "algorithms.edba.num_candidates=0"], "algorithms.edba: num_candidates is 0: it must be"),
+        (["digits/edba", "algorithms.edba.policy_options={windwo: 3}"], "has no 'windwo'"),
         (["no/such.yaml"], "no/such.yaml: cannot read this YAML file (there is none), nor is it a shipped run"),
         (["digits/ebda"], "did you mean digits/edba? known: cifar10/preresnet56_baseline, "),
     ],
@@ -119,6 +121,13 @@ def test_the_module_exits_with_2(tmp_path, arguments, expected):
     assert (done.returncode, done.stdout) == (2, "")
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_batches_that_ranks_cannot_share_are_refused_as_early(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    done = run_command([sys.executable, "-c", LIGHT, "digits/edba"], tmp_path)
+    assert (done.returncode, done.stdout) == (2, "heavy: []\n")
+    assert "data.batch_size: 64 does not divide evenly among 3 ranks; expected a multiple of 3" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,63 +1,15 @@
 import dataclasses
 import json
-import math
 
-import numpy as np
 import pytest
 import torch
-from composer import Trainer
 from composer.algorithms import SelectiveBackprop
-from composer.loggers import InMemoryLogger
-from composer.models import ComposerClassifier
-from matplotlib.image import imread
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from composer_edba import EDBA
-from composer_edba.train.picture import plot_run
-from composer_edba.train.series import ACCURACY, Series, read_log
+from composer_edba.train.series import ACCURACY, read_log
 from composer_edba.train.summary import print_table, summarize, table_rows, write_summary
+from tests.train.tiny_runs import SAMPLES, data, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cannot split tensor of length")
-
-SAMPLES = 100
-
-
-def data():
-    generator = torch.Generator().manual_seed(0)
-    return TensorDataset(
-        torch.randn(SAMPLES, 4, generator=generator), torch.randint(3, (SAMPLES,), generator=generator)
-    )
-
-
-def trained(algorithms=(), drop_last=False, max_duration="2ep", batch_size=32, loggers=None, **kwargs):
-    model = ComposerClassifier(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), num_classes=3)
-    trainer = Trainer(
-        model=model,
-        optimizers=torch.optim.SGD(model.parameters(), lr=0.1),
-        train_dataloader=DataLoader(data(), batch_size=batch_size, shuffle=True, drop_last=drop_last),
-        eval_dataloader=DataLoader(data(), batch_size=SAMPLES),
-        max_duration=max_duration,
-        algorithms=list(algorithms),
-        loggers=[InMemoryLogger()] if loggers is None else loggers,
-        progress_bar=False,
-        device="cpu",
-        seed=0,
-        **kwargs,
-    )
-    trainer.fit()
-    trainer.close()
-    return trainer
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return trained()
-
-
-@pytest.fixture(scope="module")
-def edba():
-    return trained([EDBA.paper(min_subset_size=4)])
 
 
 def test_a_plain_run_is_counted(plain):
@@ -153,37 +105,3 @@ def test_without_a_plot_the_last_line_is_the_summarys_path(plain, tmp_path, caps
 def test_the_table_fits_eighty_columns(edba, capsys):
     print_table(summarize(edba, SAMPLES))
     assert max(len(line) for line in capsys.readouterr().out.splitlines()) <= 80
-
-
-def inked_rows(path):
-    image = imread(path)[..., :3]
-    return (image < 0.9).any(axis=(1, 2)).mean()
-
-
-def test_a_plot_has_as_many_panels_as_the_run_has_things_to_show(plain, edba, tmp_path):
-    heights = {}
-    for name, trainer in (("plain", plain), ("edba", edba)):
-        path = plot_run(summarize(trainer, SAMPLES), read_log(trainer), tmp_path / f"{name}.png")
-        heights[name] = imread(path).shape[0]
-        assert inked_rows(path) > 0.5
-    assert heights["edba"] - heights["plain"] == pytest.approx(2 * 2.0 * 130, abs=2)
-
-
-@pytest.mark.parametrize(
-    "margins",
-    [[math.inf] * 4, [math.nan] * 4, [0.0] * 4, [0.0, math.inf, math.nan, 1e-12], [1.0, 2.0, math.inf, 3.0]],
-    ids=["infinite", "undefined", "zero", "all-kinds", "mostly-finite"],
-)
-@pytest.mark.filterwarnings("error")
-def test_a_plot_stands_any_margin(edba, tmp_path, margins):
-    log = dict(read_log(edba))
-    updates = np.arange(1, 5)
-    log["edba/margin"] = Series(updates, np.array(margins))
-    log["edba/model_metric"] = Series(updates, np.array([1.0, math.nan, math.inf, 2.0]))
-    log["edba/gradient_average"] = Series(updates, np.full(4, math.nan))
-    assert inked_rows(plot_run(summarize(edba, SAMPLES), log, tmp_path / "run.png")) > 0.5
-
-
-def test_a_plot_stands_a_run_of_one_step(tmp_path):
-    trainer = trained([EDBA.paper()], max_duration="1ba", eval_interval=0)
-    assert plot_run(summarize(trainer, SAMPLES), read_log(trainer), tmp_path / "run.png").exists()
