@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,25 +14,46 @@ import torch
 
 from composer_edba import __version__
 
-__all__ = ["available_bytes", "described", "machine"]
+__all__ = ["available_bytes", "described", "hardware", "machine", "versions"]
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Hardware, threads and versions, for a report."""
+    """:func:`hardware` and :func:`versions` in one, for a report of costs."""
+    found = hardware(device)
+    return {"device": found.pop("gpu") or found["cpu"], "kind": device.type, **found, **versions()}
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Processor, memory and threads.
+
+    Args:
+        device: Where the work is done: ``gpu`` is None and ``memory_bytes`` the computer's own, unless it is a GPU.
+    """
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return {
+        "cpu": _cpu_name(),
+        "gpu": gpu and gpu.name,
+        "cores": os.cpu_count(),
+        "memory_bytes": gpu.total_memory if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@cache
+def versions() -> dict[str, Any]:
+    """Of what this process runs; asked for once, before the tree may change."""
     try:
         composer = metadata.version("mosaicml")
     except metadata.PackageNotFoundError:
         composer = None
+    state = _git("status", "--porcelain", "--", "composer_edba", "benchmarks")
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "kind": device.type,
-        "cores": os.cpu_count(),
-        "memory_bytes": _memory_bytes(device),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
+        "composer_edba": __version__,
         "torch": torch.__version__,
         "composer": composer,
-        "composer_edba": __version__,
+        "python": platform.python_version(),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if state is None else bool(state),
     }
 
 
@@ -53,10 +76,14 @@ def available_bytes(device: torch.device) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-def _memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _git(*command: str) -> str | None:
+    """What git says about the package's and the laboratory's source; None where it is no clone."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        done = subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def _cpu_name() -> str:

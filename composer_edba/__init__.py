@@ -5,29 +5,39 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from composer_edba import functional
-
 if TYPE_CHECKING:
+    from composer_edba import functional
     from composer_edba.composer.algorithm import EDBA
     from composer_edba.dba.algorithm import DBA
+    from composer_edba.plain import SubsetLoader
 
-__all__ = ["DBA", "EDBA", "__version__", "functional"]
+__all__ = ["DBA", "EDBA", "SubsetLoader", "__version__", "functional"]
 
 __version__ = "0.2.0"
 
-_ALGORITHMS = {"DBA": "composer_edba.dba.algorithm", "EDBA": "composer_edba.composer.algorithm"}
+_MODULES = {
+    "DBA": "composer_edba.dba.algorithm",
+    "EDBA": "composer_edba.composer.algorithm",
+    "SubsetLoader": "composer_edba.plain",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Lazily: the mathematics must work where Composer is not installed.
-    if name in _ALGORITHMS:
+    # Lazily: a wrong YAML file is refused before torch is imported, and loops without Composer need none.
+    if name == "functional":
+        return importlib.import_module("composer_edba.functional")
+    if name in _MODULES:
         try:
-            return getattr(importlib.import_module(_ALGORITHMS[name]), name)
+            return getattr(importlib.import_module(_MODULES[name]), name)
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] == "composer_edba":
+            if (error.name or "").partition(".")[0] in ("composer_edba", "torch"):
                 raise
             raise ImportError(
                 f"composer_edba.{name} needs MosaicML Composer ({error.name} is not installed): "
                 "pip install 'composer-edba[composer]'"
             ) from error
     raise AttributeError(f"module 'composer_edba' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

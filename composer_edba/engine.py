@@ -74,8 +74,8 @@ class Loop(abc.ABC):
     """What the engine asks of the training loop that it is in.
 
     Attributes:
-        derives: with ``scoring="cached"``, whether the loop has a step's gradients derived
-            (:meth:`~composer_edba.scoring.remembered.RememberedScores.derive`), not taken from its own backward.
+        derives: how a step's gradients are found with ``scoring="cached"``, see
+            :class:`~composer_edba.scoring.training_scores.TrainingScores`.
     """
 
     derives = False

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 __all__ = ["nearest"]
 
 
-def nearest(name: str, known: Iterable[str], listed: Sequence[str] | None = None) -> str:
+def nearest(name: str, known: Iterable[str], listed: Sequence[str] | None = None, *, list_always: bool = False) -> str:
     """The nearest known name as a question, or what there is when none is near.
 
     Dotted names are compared as a whole first, then by their last part, so that ``lr`` finds ``optimizer.lr``.
@@ -17,9 +17,10 @@ def nearest(name: str, known: Iterable[str], listed: Sequence[str] | None = None
         name: the unknown name.
         known: the names that may be suggested; of equally near ones the first wins.
         listed: the names to list when none is near; None, the default: all that are known.
+        list_always: list them after a near one too. Default False.
 
     Returns:
-        ``"did you mean NAME?"`` or ``"known: NAME, NAME, ..."``.
+        ``"did you mean NAME?"``, ``"known: NAME, NAME, ..."`` or both.
     """
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
@@ -28,9 +29,10 @@ def nearest(name: str, known: Iterable[str], listed: Sequence[str] | None = None
         for candidate in names:
             leaves.setdefault(_leaf(candidate), candidate)
         near = [leaves[leaf] for leaf in difflib.get_close_matches(_leaf(name), list(leaves), n=1, cutoff=0.6)]
-    if near:
-        return f"did you mean {near[0]}?"
-    return f"known: {', '.join(names if listed is None else listed) or 'none'}"
+    hint = f"did you mean {near[0]}?" if near else ""
+    if near and not list_always:
+        return hint
+    return f"{hint} known: {', '.join(names if listed is None else listed) or 'none'}".strip()
 
 
 def _leaf(name: str) -> str:

@@ -18,6 +18,7 @@ from composer_edba.loading.ranks import from_rank_zero
 from composer_edba.method.selector import highest_learning_rate
 from composer_edba.scoring.images import scaled_images
 from composer_edba.scoring.last_layer import named_last_layer
+from composer_edba.scoring.training_scores import TrainingScores
 
 __all__ = ["SupervisedLoop"]
 
@@ -79,9 +80,9 @@ class SupervisedLoop(Loop):
     def choose(self, batch: Any) -> Any:
         """The subset of ``batch`` to train on, see :meth:`~composer_edba.engine.Engine.choose`."""
         self._batch = self.engine.choose(batch)
-        if self.engine.remembered is not None:
+        if (recorder := self._recorder) is not None:
             self._watch()
-            self.engine.remembered.begin_step()
+            recorder.begin_step()
         return self._batch
 
     def end_step(self) -> float:
@@ -90,9 +91,9 @@ class SupervisedLoop(Loop):
         Returns:
             Share of the time since the batch arrived that went into scoring and selection.
         """
-        remembered = self.engine.remembered
+        remembered, recorder = self.engine.remembered, self._recorder
         self._batch = None
-        if remembered is not None and remembered.records and remembered.samples_recorded == 0:
+        if remembered is not None and recorder is not None and sum(recorder.sizes) == 0:
             remembered.record(None, None)  # the loop left it out
             if not self._warned:
                 warnings.warn(
@@ -106,7 +107,7 @@ class SupervisedLoop(Loop):
     def state_dict(self) -> dict[str, Any]:
         """The engine's state; a batch that has been trained on counts."""
         remembered = self.engine.remembered
-        if remembered is not None and remembered.records and not remembered.recording:
+        if remembered is not None and remembered.samples is not None and remembered.recorder is None:
             self.end_step()
         return self.engine.state_dict()
 
@@ -156,32 +157,28 @@ class SupervisedLoop(Loop):
         if self.engine.remembered is not None:
             self.engine.remembered.uninstall()
 
-    def _records(self) -> bool:
-        remembered = self.engine.remembered
-        return remembered is not None and remembered.recording and self._batch is not None and torch.is_grad_enabled()
+    @property
+    def _recorder(self) -> TrainingScores | None:
+        return None if self.engine.remembered is None else self.engine.remembered.recorder
 
     def _begin_forward(self, module: nn.Module, args: Any) -> None:
-        if self._records():
-            assert self.engine.remembered is not None
-            self.engine.remembered.begin_forward()
+        recorder = self._recorder
+        if recorder is not None and self._batch is not None and torch.is_grad_enabled():
+            recorder.begin_forward()
 
     def _end_forward(self, module: nn.Module, args: Any, outputs: Any) -> None:
-        if not self._records():
+        recorder, remembered = self._recorder, self.engine.remembered
+        if recorder is None or remembered is None or self._batch is None or not torch.is_grad_enabled():
             return
-        remembered = self.engine.remembered
-        assert remembered is not None
-        remembered.end_forward()
-        size, done = batch_size(self._batch), remembered.samples_recorded
-        first = remembered.first_of_microbatch
-        batch = self._batch if (first, done) == (0, size) else index_batch(self._batch, slice(first, done), size)
-        inputs, target = self._split(batch)
+        recorder.end_forward()
+        size, done = batch_size(self._batch), sum(recorder.sizes)
+        first = done - recorder.sizes[-1]
+        inputs, target = self._split(index_batch(self._batch, slice(first, done), size))
         if self._forward is not None:  # what the loss takes, made of the outputs that are there
             outputs = self._forward(_Recorded(self._model, outputs), inputs)
         with self._precision():
-            remembered.begin_loss(self._loss_fn, outputs, target)
-            value = self._loss_fn(outputs, target)
-        remembered.derive(value)
-        remembered.end_loss(value)
+            recorder.begin_loss(self._loss_fn, outputs, target)
+            recorder.end_loss(self._loss_fn(outputs, target))
         if done >= size:
             remembered.end_microbatches()
 

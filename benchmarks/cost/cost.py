@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.cost import outcome
 from benchmarks.cost.report import as_markdown, plot
 from benchmarks.cost.selection import LAST_LAYERS, measure_selection
 from benchmarks.cost.step import (
@@ -54,20 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds that the timed rounds of one pool size or network may take, a tenth of it for a last layer in "
         "the selection alone, as long as three rounds are left (default: 100)",
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS, help="what to measure (default: all)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("runs/cost/cost"),
-        help="files to write, less .json, .md and .png (default: runs/cost/cost)",
-    )
+    outcome.add_arguments(parser, "runs/cost/cost")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the tables, write them as JSON and markdown, and the plot."""
-    torch.set_num_threads(arguments.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = outcome.start(arguments)
     settings = StepSettings(arguments.model, arguments.precision, arguments.channels_last)
     report: dict[str, Any] = {
         "suite": "cost",
@@ -90,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         report["steps"] = _steps(arguments, settings, device)
     if "trainer" in arguments.parts:
         report["trainer"] = _trainer(arguments, device)
-    _write(report, arguments.output)
+    outcome.write(report, arguments.output, as_markdown, plot)
     return 0
 
 
@@ -145,16 +137,6 @@ def _trainer(arguments: argparse.Namespace, device: torch.device) -> list[dict[s
             )
         )
     return rows
-
-
-def _write(report: dict[str, Any], output: Path) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    text = as_markdown(report, output.with_suffix(".png"))
-    output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    output.with_suffix(".md").write_text(text)
-    print(text)
-    plot(report, output.with_suffix(".png"))
-    print(output.with_suffix(".png"))
 
 
 def _say(text: str) -> None:

@@ -10,22 +10,22 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 
+from benchmarks.cost import outcome
+from benchmarks.cost.classifier import Classifier, batch_loss
+from benchmarks.cost.dba_report import as_markdown, plot
 from benchmarks.cost.interleaved import fair_clock, interleave
 from benchmarks.cost.peak_memory import peak_bytes
-from benchmarks.machine import described, machine
-from benchmarks.reports.document import Block, Heading, Paragraph, Picture, Table, to_markdown
+from benchmarks.machine import machine
 from composer_edba.dba.layer_subsets import Guide, LayerSubsetSelector, Search, search_subsets
 from composer_edba.dba.per_sample_gradients import LayerRecorder
 from composer_edba.loading.batch import index_batch
@@ -35,9 +35,6 @@ from composer_edba.method.selector import SubsetSelector
 from composer_edba.scoring.forward import Scorer
 from composer_edba.settings import checked
 from composer_edba.train.models import build_model
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["ARMS", "NETWORKS", "add_arguments", "measure_cost", "measure_search", "run"]
 
@@ -50,11 +47,6 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int]]] = {
     "ResNet-9, GroupNorm, 16 px": ("resnet9", {}, (3, 16, 16)),
 }
 ARMS = ("plain", "edba", "dba", "dba_at_once")
-TITLES = {"plain": "plain", "edba": "EDBA", "dba": "DBA, layer by layer", "dba_at_once": "DBA, all layers at once"}
-_SETTINGS = (
-    "FP32, SGD with momentum, random images that change from step to step, DBA's defaults and EDBA's choice from every "
-    "batch by the paper's settings"
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,20 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=9, help="most timed rounds of each arm (default: 9)")
     parser.add_argument("--budget", type=float, default=120, help="seconds for one network's rounds (default: 120)")
     parser.add_argument("--memory", type=float, default=8, help="GiB that a step may take (default: 8)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--search-steps", type=int, default=300, help="training steps searched in (default: 300)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("runs/cost_dba/cost_dba"),
-        help="files to write, less .json, .md and .png (default: runs/cost_dba/cost_dba)",
-    )
+    outcome.add_arguments(parser, "runs/cost_dba/cost_dba")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the tables, write them as JSON and markdown, and the plot."""
-    torch.set_num_threads(arguments.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = outcome.start(arguments)
     limit = int(arguments.memory * 2**30)
     report: dict[str, Any] = {
         "suite": "cost-dba",
@@ -89,18 +74,13 @@ def run(arguments: argparse.Namespace) -> int:
         "search": [measure_search(arguments.search_steps, batch) for batch in (10, 100)],
         "cost": [],
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for network in arguments.networks:
         for batch in sorted(arguments.batches):
             print(f"{network}, batch {batch}", file=sys.stderr, flush=True)
             report["cost"].append(measure_cost(network, batch, limit, arguments.rounds, arguments.budget))
             # After each: a stopped run leaves what it has measured.
             arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    picture = arguments.output.with_suffix(".png")
-    text = to_markdown(blocks(report, picture))
-    arguments.output.with_suffix(".md").write_text(text)
-    plot(report, picture)
-    print(text)
+    outcome.write(report, arguments.output, as_markdown, plot)
     return 0
 
 
@@ -115,7 +95,7 @@ class _Steps:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
         net = _with_group_norm(build_model(name, 10, shape[0], **options)).to(self.device)
-        self.model = _Classifier(net).train()
+        self.model = Classifier(net).train()
         # They differ, so that losses and norms do, and there is something to search for.
         self.batches = [
             (torch.randn(size, *shape, device=self.device), torch.randint(10, (size,), device=self.device))
@@ -128,7 +108,7 @@ class _Steps:
         self.scorer, self.selector = Scorer(), SubsetSelector.from_settings(checked({"preset": "paper"}))
         self.layer_selectors = {name: LayerSubsetSelector() for name in ("dba", "dba_at_once")}
         # Finds the last layer and checks the loss, which is done once a run.
-        self.scorer(self.model, self.batches[0], _loss)
+        self.scorer(self.model, self.batches[0], batch_loss)
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         self.number += 1
@@ -136,7 +116,7 @@ class _Steps:
 
     def train(self, batch: tuple[Tensor, Tensor]) -> None:
         self.optimizer.zero_grad()
-        _loss(self.model(batch), batch).backward()
+        batch_loss(self.model(batch), batch).backward()
         self.optimizer.step()
 
     def plain(self) -> None:
@@ -144,7 +124,7 @@ class _Steps:
 
     def edba(self) -> None:
         batch = self.next_batch()
-        scores = self.scorer(self.model, batch, _loss)
+        scores = self.scorer(self.model, batch, batch_loss)
         chosen = self.selector.select(scores.inner_products(), scores.model_metric, self.generator).indices
         self.train(index_batch(batch, chosen, self.size))
 
@@ -155,7 +135,7 @@ class _Steps:
         recorder.attach(self.model, self.size)
         outputs = self.model(batch)
         recorder.detach()
-        loss = _loss(outputs, batch)
+        loss = batch_loss(outputs, batch)
         loss.backward()
         layers = recorder.layers(self.size)
         products = torch.stack([layer.inner_products().cpu() for layer in layers])
@@ -173,7 +153,7 @@ class _Steps:
 
         def own_loss(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             one = (x.unsqueeze(0), y.unsqueeze(0))
-            return _loss(functional_call(model, values, (one,)), one)
+            return batch_loss(functional_call(model, values, (one,)), one)
 
         gradients, losses = vmap(grad_and_value(own_loss), in_dims=(None, 0, 0))(parameters, *batch)
         layers: dict[str, list[str]] = {}
@@ -190,21 +170,6 @@ class _Steps:
                 mean = (weights.to(gradients[name].dtype) @ gradients[name].flatten(1)).view_as(parameters[name])
                 model.get_parameter(name).grad = mean
         self.optimizer.step()
-
-
-class _Classifier(nn.Module):
-    """A network that takes (x, y) batches."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return self.net(batch[0])
-
-
-def _loss(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(outputs, batch[1])
 
 
 def _with_group_norm(net: nn.Module) -> nn.Module:
@@ -389,164 +354,3 @@ def _random_candidates(
         chosen = select_subset(inner_products, model_metric, known, min_subset_size=1, generator=generator)
         members[layer, chosen.indices] = True
     return members
-
-
-# ---- the report
-
-
-def blocks(report: Mapping[str, Any], picture: Path) -> list[Block]:
-    """The report's text and tables."""
-    limit = report["limit_bytes"] / 2**30
-    clock = "processor time" if report["machine"]["kind"] == "cpu" and report["machine"]["threads"] == 1 else "time"
-    result: list[Block] = [
-        Heading(1, "What DBA costs"),
-        Paragraph(
-            f"{described(report['machine'])}. {_SETTINGS}. All arms of a row in turns; medians with quartiles of the "
-            f"{clock}. Peak memory is that of three first steps beyond network, batches and Python. "
-            f"**A step may take {limit:g} GiB**; what does not fit is not run. EDBA trains on the subset it chose, DBA "
-            "runs forward and backward on the whole batch and then chooses for each layer."
-        ),
-        Paragraph(
-            "*All layers at once* keeps every per-sample gradient, as DBA is described; *layer by layer* is "
-            "`composer_edba.DBA`, which chooses the same samples and keeps one layer's, and none of a Linear."
-        ),
-        Picture(picture, "Time of a step over that of a plain one, and peak memory, over the batch size"),
-        Heading(2, "Time and memory of a step"),
-    ]
-    rows = []
-    for row in report["cost"]:
-        for arm in ARMS:
-            rows.append([f"{row['network']} ({_millions(row['parameters'])})", str(row["batch"]), TITLES[arm]])
-            figures = row["seconds"].get(arm)
-            peak = row["peak_bytes"].get(arm)
-            if figures is None:
-                needed = max(row["gradient_bytes"][arm], peak or 0) / 2**30
-                what = "gradients alone" if peak is None else "measured"
-                rows[-1] += [f"**does not fit**: {needed:.1f} GiB ({what})", "", ""]
-                continue
-            ratio = row["over_plain"].get(arm)
-            assert peak is not None
-            rows[-1] += [
-                _spread([1e3 * figures[key] for key in ("median", "low", "high")]),
-                "" if ratio is None else _spread(ratio),
-                f"{peak / 2**20:,.0f}",
-            ]
-    result.append(Table(["network", "B", "step", "ms", "over a plain step", "peak MiB"], rows))
-    result += [
-        Heading(2, "How good the search is"),
-        Paragraph(
-            "Digits, one hidden layer, subsets of any size; the margin of equation 1 that each way of choosing finds, "
-            "over the layers of the steps of a training. *By margin* looks at the margin alone, *by norm*, the "
-            "default, at the norm of margin zero. A margin below 1 lies on that norm's side of the pole at the "
-            "average. The last row is what EDBA's way of choosing, among random subsets, finds in the same situations."
-        ),
-        *(_search_table(search) for search in report["search"]),
-    ]
-    return result
-
-
-def _search_table(search: Mapping[str, Any]) -> Table:
-    best = search["median_best"]
-    reached = [] if best is None else [f"best of all subsets reached (its median {best:.4f})"]
-    header = [f"B = {search['batch']}, {search['situations']} situations", *reached, "margin < 1", "median margin"]
-    return Table(
-        [*header, "mean size"],
-        [
-            [
-                way["way"],
-                *([] if best is None else [f"{100 * way['best_reached']:.0f} %"]),
-                f"{100 * way['below_one']:.0f} %",
-                f"{way['median_margin']:.4f}",
-                f"{way['mean_size']:.1f}",
-            ]
-            for way in search["ways"]
-        ],
-    )
-
-
-def _millions(parameters: int) -> str:
-    return f"{parameters / 1e6:.2g} M"
-
-
-def _spread(values: Sequence[float]) -> str:
-    digits = max(0, 2 - math.floor(math.log10(values[0])))
-    median, low, high = (f"{value:,.{digits}f}" for value in values)
-    return f"{median} ({low} to {high})"
-
-
-_COLORS = {"plain": "#222222", "edba": "#1f5fa8", "dba": "#e07b1a", "dba_at_once": "#c23b3b"}
-
-
-def plot(report: Mapping[str, Any], path: Path) -> None:
-    """Above, a step's time over a plain one's; below, peak memory; a column a network."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    networks = list(dict.fromkeys(row["network"] for row in report["cost"]))
-    figure = Figure(figsize=(3.6 * len(networks) + 0.6, 7), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2, len(networks), squeeze=False, sharex=True, sharey="row")
-    for column, network in enumerate(networks):
-        rows = [row for row in report["cost"] if row["network"] == network]
-        above, below = panels[:, column]
-        for arm in ARMS:
-            _plot_times(above, rows, arm)
-            _plot_memory(below, rows, arm)
-        limit = report["limit_bytes"] / 2**30
-        below.axhline(limit, color="0.6", linestyle="--", linewidth=0.9)
-        above.set_title(f"{network}\n{_millions(rows[0]['parameters'])} parameters", fontsize=10)
-        for panel in (above, below):
-            panel.set(xscale="log", yscale="log")
-            panel.set_xticks([row["batch"] for row in rows], [str(row["batch"]) for row in rows])
-            panel.minorticks_off()
-            panel.grid(axis="y", color="0.92")
-            panel.spines[["top", "right"]].set_visible(False)
-        below.set_xlabel("batch size")
-        if column == 0:
-            above.set_ylabel("time of a step / plain step")
-            below.set_ylabel("peak memory of a step, GiB")
-            below.annotate(f"limit, {limit:g} GiB", (rows[0]["batch"], limit), fontsize=8, color="0.4", va="bottom")
-    _name_ratios(panels[0])
-    handles, labels = panels[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels) + 1, frameon=False)
-    figure.suptitle(f"What DBA costs  ({described(report['machine'])})", x=0.01, ha="left", fontsize=10)
-    figure.savefig(path, dpi=130)
-
-
-def _name_ratios(panels: Sequence[Axes]) -> None:
-    ticks = [0.5, 1, 2, 5, 10, 20, 50, 100]
-    low, high = panels[0].get_ylim()
-    kept = [tick for tick in ticks if low <= tick <= high]
-    panels[0].set_yticks(kept, [f"{tick:g}x" for tick in kept])
-    for panel in panels:
-        panel.axhline(1, color=_COLORS["plain"], linewidth=1)
-
-
-def _plot_times(panel: Axes, rows: Sequence[Mapping[str, Any]], arm: str) -> None:
-    timed = [row for row in rows if arm in row["over_plain"]]
-    if timed:
-        sizes = [row["batch"] for row in timed]
-        median, low, high = zip(*(row["over_plain"][arm] for row in timed), strict=True)
-        panel.plot(sizes, median, marker="o", markersize=4, color=_COLORS[arm])
-        panel.fill_between(sizes, low, high, color=_COLORS[arm], alpha=0.2, linewidth=0)
-
-
-def _plot_memory(panel: Axes, rows: Sequence[Mapping[str, Any]], arm: str) -> None:
-    fitting = [row for row in rows if arm in row["seconds"]]
-    panel.plot(
-        [row["batch"] for row in fitting],
-        [row["peak_bytes"][arm] / 2**30 for row in fitting],
-        marker="o",
-        markersize=4,
-        color=_COLORS[arm],
-        label=TITLES[arm],
-    )
-    too_large = [row for row in rows if arm not in row["seconds"]]
-    panel.plot(
-        [row["batch"] for row in too_large],
-        [max(row["gradient_bytes"][arm], row["peak_bytes"].get(arm, 0)) / 2**30 for row in too_large],
-        marker="x",
-        linestyle="",
-        color=_COLORS[arm],
-        label="does not fit" if too_large else None,
-    )

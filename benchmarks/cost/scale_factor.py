@@ -8,7 +8,6 @@ have chosen is compared with what was.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -18,9 +17,10 @@ from typing import Any
 
 import torch
 from scipy.stats import spearmanr
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from benchmarks.cost import outcome
+from benchmarks.cost.classifier import Classifier, batch_loss
 from benchmarks.cost.interleaved import fair_clock, interleave
 from benchmarks.cost.scale_factor_report import as_markdown, plot
 from benchmarks.machine import machine
@@ -55,19 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", type=int, default=100, help="pool size B (default: 100)")
     parser.add_argument("--lr", type=float, default=0.1, help="peak of the one-cycle learning rate (default: 0.1)")
     parser.add_argument("--rounds", type=int, default=25, help="timed rounds (default: 25)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("runs/cost/scale_factor"),
-        help="files to write, less .json, .md and .png (default: runs/cost/scale_factor)",
-    )
+    outcome.add_arguments(parser, "runs/cost/scale_factor")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, compare, time, print the tables, write them as JSON and markdown, and the plot."""
-    torch.set_num_threads(arguments.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = outcome.start(arguments)
     splits = cifar_splits(10, arguments.data)
     runs = []
     for seed in arguments.seeds:
@@ -90,14 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         "runs": runs,
         "timing": training.timing(arguments.rounds),
     }
-    output: Path = arguments.output
-    output.parent.mkdir(parents=True, exist_ok=True)
-    text = as_markdown(report, output.with_suffix(".png"))
-    output.with_suffix(".json").write_text(json.dumps(report) + "\n")
-    output.with_suffix(".md").write_text(text)
-    print(text)
-    plot(report, output.with_suffix(".png"))
-    print(output.with_suffix(".png"))
+    outcome.write(report, arguments.output, as_markdown, plot, indent=None)
     return 0
 
 
@@ -118,19 +104,6 @@ def _four_digits(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-class _Classifier(nn.Module):
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, batch: Sequence[Tensor]) -> Tensor:
-        return self.net(batch[0])
-
-
-def _loss(outputs: Tensor, batch: Sequence[Tensor]) -> Tensor:
-    return F.cross_entropy(outputs, batch[1])
-
-
 class _Training:
     """A training with EDBA at full resolution, shadowed by selections at lower ones."""
 
@@ -140,7 +113,7 @@ class _Training:
         self.data = splits.train
         self.indices = torch.from_numpy(stratified_subset(self.data.targets, samples=arguments.samples, seed=seed))
         net = build_model(arguments.model, 10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = _Classifier(net).train()
+        self.model = Classifier(net).train()
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=5e-4
         )
@@ -166,7 +139,7 @@ class _Training:
         def smaller(part: list[Tensor]) -> list[Tensor]:
             return part if scale == 1 else [scaled_images(part[0], scale, what="the pool"), part[1]]
 
-        return self.scorer(self.model, batch, _loss, prepare=smaller)
+        return self.scorer(self.model, batch, batch_loss, prepare=smaller)
 
     def take_step(self) -> None:
         batch = self.draw_pool()
@@ -200,7 +173,7 @@ class _Training:
 
     def train(self, subset: list[Tensor]) -> None:
         self.optimizer.zero_grad()
-        _loss(self.model(subset), subset).backward()
+        batch_loss(self.model(subset), subset).backward()
         self.optimizer.step()
 
     def test_accuracy(self) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.cost.outcome import clock_text
 from benchmarks.machine import described
 from benchmarks.reports.document import Block, Heading, Paragraph, Picture, Table, to_markdown
 
@@ -58,18 +59,12 @@ def as_markdown(report: Mapping[str, Any], picture: Path) -> str:
         Heading(2, "What it saves"),
         Paragraph(
             "Scoring and selection of one pool, in turns, medians (quartiles); a step is that and a training step on "
-            f"55 % of the pool. {_clock(report['machine'])}"
+            f"55 % of the pool. {clock_text(report['machine'])}"
         ),
         Table(["scale", "ms", "over full resolution", "step over that at full resolution"], _time_rows(report)),
         Paragraph("Made by `python -m benchmarks scale-factor`."),
     ]
     return to_markdown(blocks)
-
-
-def _clock(machine: Mapping[str, Any]) -> str:
-    if machine["kind"] == "cpu" and machine["threads"] == 1:
-        return "Times are CPU times of the one thread, since other processes used the machine too."
-    return "Times are wall-clock times."
 
 
 def _phases(report: Mapping[str, Any]) -> list[tuple[int, int]]:

@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.cost.classifier import Classifier, batch_loss
 from benchmarks.cost.interleaved import fair_clock, interleave
 from benchmarks.cost.peak_memory import peak_bytes
 from benchmarks.machine import available_bytes
@@ -43,21 +44,6 @@ class StepSettings:
     channels_last: bool = False
 
 
-class _Classifier(nn.Module):
-    """A network that takes (x, y) batches."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return self.net(batch[0])
-
-
-def _loss(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(outputs, batch[1])
-
-
 class _Steps:
     """The steps to compare, on one network and one pool of random images, all with subsets of one size."""
 
@@ -67,7 +53,7 @@ class _Steps:
         torch.manual_seed(0)
         net = build_model(settings.model, 10).to(self.device, memory_format=layout)  # type: ignore[call-overload]
         images = torch.randn(size, 3, 32, 32, device=self.device).contiguous(memory_format=layout)
-        self.model = _Classifier(net).train()
+        self.model = Classifier(net).train()
         self.pool = (images, torch.randint(10, (size,), device=self.device))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
         self.half = PRECISIONS[settings.precision]
@@ -75,7 +61,7 @@ class _Steps:
         self.generator = torch.Generator().manual_seed(0)
         self.scorer = Scorer()
         # Finds the last layer and checks the loss, which is done once a run.
-        self.scorer(self.model, index_batch(self.pool, torch.arange(min(16, size)), size), _loss)
+        self.scorer(self.model, index_batch(self.pool, torch.arange(min(16, size)), size), batch_loss)
 
     def precision(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, self.half, enabled=self.half is not None)
@@ -83,7 +69,7 @@ class _Steps:
     def train(self, batch: tuple[Tensor, Tensor]) -> None:
         self.optimizer.zero_grad()
         with self.precision():
-            loss = _loss(self.model(batch), batch)
+            loss = batch_loss(self.model(batch), batch)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -93,7 +79,7 @@ class _Steps:
         return index_batch(self.pool, torch.randperm(size, generator=self.generator)[: round(KEEP * size)], size)
 
     def edba(self) -> None:
-        scores = self.scorer(self.model, self.pool, _loss, precision=self.precision)
+        scores = self.scorer(self.model, self.pool, batch_loss, precision=self.precision)
         select_subset(scores.inner_products(), scores.model_metric, Averages(2.3, 1.0), generator=self.generator)
         self.train(self.subset())
 

@@ -1,4 +1,4 @@
-"""What the lines of a suite say: accuracies, costs to a target, and differences between arms, paired by seed."""
+"""What the lines of a suite say: accuracies or R2, costs to a target, and differences between arms, paired by seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-__all__ = ["Difference", "Run", "by_cell", "mean_curve", "mean_text", "paired_difference"]
+__all__ = ["Difference", "Run", "at_equal", "by_cell", "mean_curve", "mean_text", "paired_difference"]
 
 Array = npt.NDArray[np.float64]
 
@@ -23,6 +23,8 @@ class Run:
     Attributes:
         cell, arm, seed: what tells it apart.
         record: the line.
+        metric: ``accuracy`` (share classified right) or ``r2`` (coefficient of determination of a regression).
+        validated: whether samples were held out to be evaluated on.
     """
 
     def __init__(self, record: Mapping[str, Any]):
@@ -31,21 +33,31 @@ class Run:
         self.arm: str = record["arm"]
         self.seed: int = record["seed"]
         self._evaluations: Sequence[Mapping[str, Any]] = record["evaluations"]
+        self.metric = "r2" if "test_r2" in self._evaluations[-1] else "accuracy"
+        self.validated = "validation_accuracy" in self._evaluations[-1]
 
     def curve(self, name: str) -> Array:
-        """A quantity at each evaluation: ``updates``, ``seconds``, ``flops``, ``validation_accuracy`` and so on."""
-        return np.array([evaluation[name] for evaluation in self._evaluations], dtype=np.float64)
+        """A quantity at each evaluation: ``updates``, ``seconds``, ``flops``, ``validation_accuracy`` and so on.
+
+        NaN where it was not counted, or not finite.
+        """
+        return np.array([evaluation.get(name) for evaluation in self._evaluations], dtype=np.float64)
 
     def last(self, name: str) -> float:
-        """A quantity at the last evaluation; NaN if it was not counted."""
-        value = self._evaluations[-1][name]
-        return math.nan if value is None else float(value)
+        """A quantity at the last evaluation; NaN if it was not counted, or not finite."""
+        return float(self.curve(name)[-1])
 
-    def test_accuracy(self, chosen: bool = False) -> float:
-        """Share of the test set classified right at the end, or where validation chose: its first best evaluation."""
-        at = self.chosen if chosen else len(self._evaluations) - 1
-        evaluation = self._evaluations[at]
-        return float(evaluation.get("test_accuracy", evaluation.get("test_part_accuracy", math.nan)))
+    def test_score(self, chosen: bool = False) -> float:
+        """:attr:`metric` of the test set at the end, or where validation chose: its first best evaluation.
+
+        NaN if the run diverged, or nothing was there to choose by.
+        """
+        if not chosen:
+            return self.last(f"test_{self.metric}")
+        if not self.validated:
+            return math.nan
+        found = self._evaluations[self.chosen]
+        return float(found.get("test_accuracy", found.get("test_part_accuracy", math.nan)))
 
     @property
     def chosen(self) -> int:
@@ -97,10 +109,10 @@ class Difference:
             return "worse"
         return "no difference shown" if self.pairs > 1 else "too few seeds to tell"
 
-    def points(self) -> str:
-        """In points of accuracy, as ``-0.52 [-1.10, +0.06]``."""
-        text = f"{100 * self.mean:+.2f}"
-        return text if self.pairs < 2 else f"{text} [{100 * self.low:+.2f}, {100 * self.high:+.2f}]"
+    def text(self, scale: float = 100, digits: int = 2) -> str:
+        """As ``-0.52 [-1.10, +0.06]``, by default in points of accuracy."""
+        mean, low, high = (f"{scale * value:+.{digits}f}" for value in (self.mean, self.low, self.high))
+        return mean if self.pairs < 2 else f"{mean} [{low}, {high}]"
 
 
 def by_cell(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[Run]]]:

@@ -30,6 +30,7 @@ from benchmarks.reports.document import (
     to_html,
     to_markdown,
 )
+from benchmarks.suites import suites
 from benchmarks.suites.arms import arm_title
 from benchmarks.suites.records import RecordError, read_records
 from benchmarks.suites.suites import SUITES, Suite
@@ -98,7 +99,6 @@ def write_report(records: Sequence[Mapping[str, Any]], suite: str, size: str, fo
         cell: _ordered(found[cell], order[cell].arms if cell in order else ())
         for cell in [*(cell for cell in order if cell in found), *(cell for cell in found if cell not in order)]
     }
-    targets = {cell: _target(runs, order[cell].target if cell in order else None) for cell, runs in cells.items()}
     blocks: list[Block] = [
         Heading(1, f"{SUITES[suite].title} ({size} size)"),
         *_how_made(records, suite, size),
@@ -111,7 +111,7 @@ def write_report(records: Sequence[Mapping[str, Any]], suite: str, size: str, fo
     if noisy:
         blocks += _leave_out(noisy, folder / f"{stem}_leave_out.png")
     for cell, runs in cells.items():
-        blocks += _cell(cell, runs, targets[cell], folder / f"{stem}_{cell}.png")
+        blocks += _cell(cell, runs, order.get(cell), folder / f"{stem}_{cell}.png")
         looked = {arm: [r.record for r in a if "agreement" in r.record] for arm, a in runs.items()}
         if any(looked.values()):
             blocks += _agreement(looked)
@@ -121,7 +121,7 @@ def write_report(records: Sequence[Mapping[str, Any]], suite: str, size: str, fo
             blocks.append(
                 Picture(picture, "Accuracy and the number of distinct samples behind it (mean, and range over seeds).")
             )
-    blocks += _reading()
+    blocks += _reading(any(map(_validated, cells.values())))
     markdown, page = folder / f"{stem}.md", folder / f"{stem}.html"
     markdown.write_text(to_markdown(blocks), encoding="utf-8")
     page.write_text(to_html(blocks), encoding="utf-8")
@@ -133,10 +133,14 @@ def _ordered(runs: Runs, arms: Sequence[str]) -> dict[str, Sequence[Run]]:
     return {arm: runs[arm] for arm in [*known, *(arm for arm in runs if arm not in known)]}
 
 
-def _target(runs: Runs, stated: float | None) -> float:
+def _validated(runs: Runs) -> bool:
+    return all(run.validated for found in runs.values() for run in found)
+
+
+def _target(runs: Runs, cell: suites.Cell | None) -> float:
     """The stated target, or 98 % of what plain has at its end, in whole percent."""
-    if stated is not None:
-        return stated
+    if cell is not None and cell.target is not None:
+        return cell.target
     reference = runs["plain"] if "plain" in runs else next(iter(runs.values()))
     end = statistics.fmean(run.last("validation_accuracy") for run in reference)
     return max(1, math.floor(98 * end)) / 100
@@ -149,7 +153,7 @@ def _how_made(records: Sequence[Mapping[str, Any]], suite: str, size: str) -> li
     hardware = _distinct(_machine(record["hardware"]) for record in records)
     versions = _distinct(
         f"composer-edba {v['composer_edba']} at {str(v['commit'])[:10]}{' with changes' if v['dirty'] else ''}, "
-        f"torch {v['torch']}, Composer {v['composer']}"
+        f"torch {v['torch']}, Composer {v['composer']}{', Python ' + v['python'] if 'python' in v else ''}"
         for v in (record["versions"] for record in records)
     )
     hours = sum(record["total_seconds"] for record in records) / 3600
@@ -165,7 +169,8 @@ def _how_made(records: Sequence[Mapping[str, Any]], suite: str, size: str) -> li
 
 def _machine(hardware: Mapping[str, Any]) -> str:
     device = hardware["gpu"] or hardware["cpu"]
-    return f"{device}, {hardware['threads']} of {hardware['cores']} threads a run, {hardware['jobs']} runs side by side"
+    runs = "one run at a time" if hardware["jobs"] == 1 else f"{hardware['jobs']} runs side by side"
+    return f"{device}, {hardware['threads']} of {hardware['cores']} threads a run, {runs}"
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:
@@ -175,14 +180,11 @@ def _distinct(texts: Iterable[str]) -> list[str]:
 def _glance(cells: Mapping[str, Runs], suite: Suite) -> list[Block]:
     arms = list(dict.fromkeys(arm for runs in cells.values() for arm in runs))
     accuracy = Table(
-        ["test accuracy %, last epoch", *cells],
         [
-            [
-                arm_title(arm),
-                *(mean_text((r.test_accuracy() for r in runs.get(arm, ())), 100) for runs in cells.values()),
-            ]
-            for arm in arms
+            "test accuracy %, last epoch",
+            *(f"{cell} (R2)" if _metric(runs) == "r2" else cell for cell, runs in cells.items()),
         ],
+        [[arm_title(arm), *(_score_text(runs.get(arm, ())) for runs in cells.values())] for arm in arms],
     )
     rows: list[list[str | Cell]] = []
     for cell, runs in cells.items():
@@ -190,9 +192,8 @@ def _glance(cells: Mapping[str, Runs], suite: Suite) -> list[Block]:
         for arm, other in _CONTRASTS:
             if arm in runs and other in runs:
                 measures = [_last_test, at_equal("updates"), at_equal("flops"), at_equal(clock)]
-                found = [paired_difference(runs[arm], runs[other], measure) for measure in measures]
-                verdict = found[0].verdict if found[0] else "-"
-                rows.append([cell, f"{arm_title(arm)} - {arm_title(other)}", verdict, *map(_difference, found)])
+                compared = _compared(runs[arm], runs[other], measures)
+                rows.append([cell, f"{arm_title(arm)} - {arm_title(other)}", *compared])
     blocks: list[Block] = [accuracy]
     published = {arm: [suite.published.get(cell, {}).get(arm, "-") for cell in cells] for arm in arms}
     stated = {arm: values for arm, values in published.items() if set(values) != {"-"}}
@@ -202,34 +203,34 @@ def _glance(cells: Mapping[str, Runs], suite: Suite) -> list[Block]:
             Table(["published", *cells], [[arm_title(arm), *values] for arm, values in stated.items()]),
         ]
     if rows:
+        of_r2 = " (of R2 as it is)" if any(_metric(runs) == "r2" for runs in cells.values()) else ""
         blocks += [
-            Paragraph("Differences in points, means over paired seeds with 95 % confidence intervals:"),
-            Table(["", "", "verdict", "test, last epoch", "at equal updates", "at equal FLOPs", "at equal time"], rows),
+            Paragraph(f"Differences in points{of_r2}, means over paired seeds with 95 % confidence intervals:"),
+            _table(
+                ["", "", "verdict", "test, last epoch", "at equal updates", "at equal FLOPs", "at equal time"], rows
+            ),
         ]
     return blocks
 
 
-def _cell(cell: str, runs: Runs, target: float, picture: Path) -> list[Block]:
-    figures.draw_cell(runs, target, picture)
+def _cell(cell: str, runs: Runs, planned: suites.Cell | None, picture: Path) -> list[Block]:
     clock = figures.time_axis(runs)
-    unit, scale = figures.flops_unit(runs)
     clock_name = "wall-clock" if clock == "seconds" else "processor time"
-    bands = "range over seeds shaded" if len(runs) <= 6 else "means over seeds"
-    blocks: list[Block] = [
-        Heading(2, cell),
-        _settings(runs),
-        Picture(
-            picture,
-            f"Above: validation accuracy, {bands}; the dotted line is the target of {100 * target:.0f} %. Below: test "
-            "accuracy at the end (dots: seeds, stroke: mean), cost of the target (bars: mean of those that got there), "
-            "and batch sizes.",
-        ),
-        Table(
+    unit, scale = figures.flops_unit(runs)
+    test = "test R2" if _metric(runs) == "r2" else "test %"
+    blocks: list[Block] = [Heading(2, cell), _settings(runs)]
+    if planned is not None and planned.title:
+        blocks.insert(1, Paragraph(f"{planned.title[0].upper()}{planned.title[1:]}."))
+    if _validated(runs):
+        target = _target(runs, planned)
+        blocks.append(Picture(picture, figures.draw_cell(runs, target, picture)))
+    blocks.append(
+        _table(
             [
                 "",
                 "seeds",
-                "test %, last epoch",
-                "test %, epoch chosen on validation",
+                f"{test}, last epoch",
+                f"{test}, epoch chosen on validation",
                 "updates",
                 "samples trained on",
                 "distinct samples",
@@ -239,29 +240,39 @@ def _cell(cell: str, runs: Runs, target: float, picture: Path) -> list[Block]:
                 "last batch size",
             ],
             [_main_row(arm, found, scale) for arm, found in runs.items()],
-        ),
-        Heading(3, f"Cost of {100 * target:.0f} % validation accuracy"),
-        Table(
-            ["", "reached by", "seconds", "processor seconds", "updates", unit, f"{clock_name}, plain / this"],
-            [_cost_row(arm, found, runs, target, clock, scale) for arm, found in runs.items()],
-        ),
-    ]
+        )
+    )
+    if _validated(runs):
+        blocks += [
+            Heading(3, f"Cost of {100 * target:.0f} % validation accuracy"),
+            Table(
+                ["", "reached by", "seconds", "processor seconds", "updates", unit, f"{clock_name}, plain / this"],
+                [_cost_row(arm, found, runs, target, clock, scale) for arm, found in runs.items()],
+            ),
+        ]
     for reference in _REFERENCES:
         if reference in runs and len(runs) > 1:
             measures = [_last_test, _chosen_test, at_equal("updates"), at_equal("flops"), at_equal(clock)]
             blocks += [
-                Heading(3, f"Differences to {arm_title(reference)}, in points"),
-                Table(
+                Heading(3, f"Differences to {arm_title(reference)}, in {'R2' if _metric(runs) == 'r2' else 'points'}"),
+                _table(
                     ["", "verdict", "test, last epoch", "test, chosen epoch", "at equal updates", "at equal FLOPs",
                      f"at equal {clock_name}"],
                     [
-                        _difference_row(arm, found, runs[reference], measures)
+                        [arm_title(arm), *_compared(found, runs[reference], measures)]
                         for arm, found in runs.items()
                         if arm != reference
                     ],
                 ),
             ]  # fmt: skip
     return blocks
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> Table:
+    """Without the columns in which nothing was counted."""
+    empty = ("-", Cell("-"))
+    kept = [column for column in range(len(header)) if any(row[column] not in empty for row in rows)]
+    return Table([header[column] for column in kept], [[row[column] for column in kept] for row in rows])
 
 
 def _settings(runs: Runs) -> Block:
@@ -272,19 +283,19 @@ def _settings(runs: Runs) -> Block:
         for key, value in first.items()
         if all(record["overrides"].get(key, _MISSING) == value for record in every) and key not in ("seed",)
     }
-    part = every[0]["test_samples"]
+    part, base = every[0]["test_samples"], every[0]["base"]
     partly = "all of the test set" if part is None else f"the first {part:,} test images, and all of them at the end"
+    if "test_size" in every[0]:
+        partly += f" ({every[0]['train_size']:,} training and {every[0]['test_size']:,} test samples)"
     listed = " ".join(f"{key}={value}" for key, value in common.items())
     arms = "; ".join(
         f"{arm}: {', '.join(_distinct(text for run in found for text in _own(run.record, common)))}"
         for arm, found in runs.items()
     )
+    where = base if base.startswith("task:") else f"yamls/{base}"
     return Details(
         "Settings",
-        [
-            Paragraph(f"`yamls/{every[0]['base']}` with `{listed}`, evaluated on {partly}."),
-            Paragraph(f"Arms: {arms}."),
-        ],
+        [Paragraph(f"`{where}` with `{listed}`, evaluated on {partly}."), Paragraph(f"Arms: {arms}.")],
     )
 
 
@@ -304,8 +315,8 @@ def _main_row(arm: str, runs: Sequence[Run], scale: float) -> list[str | Cell]:
     return [
         arm_title(arm),
         str(len(runs)),
-        mean_text((run.test_accuracy() for run in runs), 100),
-        mean_text((run.test_accuracy(chosen=True) for run in runs), 100),
+        _score_text(runs),
+        mean_text((run.test_score(chosen=True) for run in runs), 100),
         *(mean_text((run.last(name) for run in runs), digits=0) for name in ("updates", "samples_trained")),
         mean_text((run.last("distinct_samples") for run in runs), digits=0),
         mean_text((run.last("flops") for run in runs), scale, _digits(runs[0].last("flops") * scale)),
@@ -359,27 +370,46 @@ def _speed_up(arm: str, found: Sequence[Run], runs: Runs, target: float, clock: 
 _Measure = Callable[[Run, Run], tuple[float, float]]
 
 
-def _difference_row(
-    arm: str, found: Sequence[Run], reference: Sequence[Run], measures: Sequence[_Measure]
-) -> list[str | Cell]:
+def _metric(runs: Runs) -> str:
+    return next(iter(runs.values()))[0].metric
+
+
+def _scale(metric: str) -> tuple[float, int]:
+    """What a score is multiplied by to be shown, and its decimals: accuracies are percentages, R2 is shown as it is."""
+    return (1, 3) if metric == "r2" else (100, 2)
+
+
+def _score_text(runs: Sequence[Run]) -> str:
+    """The test score at the end, over seeds; a run that diverged is no run to leave out of a mean."""
+    lost = sum(math.isnan(run.test_score()) for run in runs)
+    if lost:
+        return f"diverged in {lost} of {len(runs)}"
+    return mean_text((run.test_score() for run in runs), *_scale(runs[0].metric)) if runs else "-"
+
+
+def _compared(found: Sequence[Run], reference: Sequence[Run], measures: Sequence[_Measure]) -> list[str | Cell]:
+    """The verdict of the first of ``measures``, and the differences by all of them; none if a run has diverged."""
+    if any(math.isnan(run.test_score()) for run in (*found, *reference)):
+        return ["-"] * (1 + len(measures))
     differences = [paired_difference(found, reference, measure) for measure in measures]
     first = differences[0]
-    return [arm_title(arm), first.verdict if first else "-", *map(_difference, differences)]
+    texts = [_difference(difference, *_scale(found[0].metric)) for difference in differences]
+    return [first.verdict if first else "-", *texts]
 
 
-def _difference(difference: Difference | None) -> Cell:
+def _difference(difference: Difference | None, scale: float, digits: int) -> Cell:
     if difference is None:
         return Cell("-")
     tones = {"better": "good", "worse": "bad"}
-    return Cell(difference.points(), tones.get(difference.verdict, ""))  # type: ignore[arg-type]
+    return Cell(difference.text(scale, digits), tones.get(difference.verdict, ""))  # type: ignore[arg-type]
 
 
 def _last_test(run: Run, other: Run) -> tuple[float, float]:
-    return run.test_accuracy(), other.test_accuracy()
+    return run.test_score(), other.test_score()
 
 
 def _chosen_test(run: Run, other: Run) -> tuple[float, float]:
-    return run.test_accuracy(chosen=True), other.test_accuracy(chosen=True)
+    return run.test_score(chosen=True), other.test_score(chosen=True)
 
 
 def _leave_out(cells: Mapping[str, Runs], picture: Path) -> list[Block]:
@@ -454,8 +484,8 @@ def _median_text(values: Sequence[float]) -> str:
     return f"{median:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _reading() -> list[Block]:
-    return [
+def _reading(validated: bool) -> list[Block]:
+    blocks: list[Block] = [
         Heading(2, "How to read this"),
         Paragraph(
             "Arms differ only in what **Settings** lists, share the data, weights and order of a seed, and run for the "
@@ -464,6 +494,19 @@ def _reading() -> list[Block]:
             "(Student's t, not corrected for the number of comparisons); green and red mark intervals without zero, "
             "gains and losses alike."
         ),
+    ]
+    if not validated:
+        return [
+            *blocks,
+            Paragraph(
+                "**Last epoch** is the only time that a test sample is looked at; nothing was picked by it. A seed "
+                "gives the split (four fifths to train on) too. Seconds are wall-clock of training on one thread, "
+                "rough where the machine did other work too; evaluation is left out. **Distinct samples** are how many "
+                "different training samples were ever trained on."
+            ),
+        ]
+    return [
+        *blocks,
         Paragraph(
             "**Last epoch** is the accuracy on the whole test set at the end; nothing was picked by it. **Epoch chosen "
             "on validation** is the accuracy on the test images of that evaluation which has the best validation "

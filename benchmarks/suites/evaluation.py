@@ -21,7 +21,7 @@ from composer_edba.train.data import Data
 
 __all__ = ["EvaluationPoints", "RunRecorder", "forward_flops"]
 
-METRIC = "MulticlassAccuracy"
+_METRICS = {"MulticlassAccuracy": "accuracy", "R2Score": "r2"}  # and what they are called in a record
 
 
 class EvaluationPoints:
@@ -59,8 +59,11 @@ class EvaluationPoints:
         """Evaluators of the held-out samples, of the first ``test_samples`` of the test set, and of it at the end.
 
         Raises:
-            ValueError: if no samples are held out.
+            ValueError: if no samples are held out, and there is more than the end to choose from.
         """
+        at_end = Evaluator(label="test", dataloader=data.eval, eval_interval=self.is_last)
+        if data.validation is None and len(self._at) == 1:
+            return [at_end]
         if data.validation is None:
             raise ValueError("data.validation_samples is 0: a run is chosen on held-out samples, never on the test set")
         part = data.eval if test_samples is None else _first(data.eval, test_samples)
@@ -71,7 +74,7 @@ class EvaluationPoints:
         return [
             Evaluator(label="validation", dataloader=data.validation, eval_interval=self.due),
             Evaluator(label="test_part", dataloader=part, eval_interval=but_last),
-            Evaluator(label="test", dataloader=data.eval, eval_interval=self.is_last),
+            at_end,
         ]
 
 
@@ -102,7 +105,7 @@ def forward_flops(model: torch.nn.Module, batch: Any) -> float:
 
 
 class RunRecorder(Callback):
-    """Writes down, at each evaluation, the accuracies and what training had cost by then.
+    """Writes down, at each evaluation, the accuracies (R2 of a regression) and what training had cost by then.
 
     Seconds are wall-clock (and processor) time since fit began: scoring and data loading in, evaluation out. FLOPs
     count a forward as 1, a backward as 2, and a scoring forward at ``scale_factor`` s as s squared.
@@ -121,7 +124,7 @@ class RunRecorder(Callback):
         self._trained = 0
         self._scored = 0
         self._losses: list[torch.Tensor] = []
-        self._scores: dict[str, float] = {}
+        self._scores: dict[str, float | None] = {}
         self._began = 0.0
         self._evaluating = 0.0
         self._evaluation_began = 0.0
@@ -161,10 +164,13 @@ class RunRecorder(Callback):
         self._scores.clear()
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Keep the accuracy on this split."""
+        """Keep the accuracy, or R2, on this split."""
         label = state.dataloader_label
         assert label is not None
-        self._scores[label] = float(state.eval_metrics[label][METRIC].compute())
+        for metric, name in _METRICS.items():
+            if metric in state.eval_metrics[label]:
+                score = _finite(float(state.eval_metrics[label][metric].compute()))
+                self._scores[f"{label}_{name}"] = score if score is None else round(score, 6)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Write down."""
@@ -187,7 +193,7 @@ class RunRecorder(Callback):
                 "flops": self.flops_per_sample * (3 * self._trained + factor**2 * self._scored),
                 "batch_size": self.batch_size_path[-1][1] if self.batch_size_path else None,
                 "train_loss": _finite(float(torch.stack(self._losses).float().mean())),
-                **{f"{label}_accuracy": round(score, 6) for label, score in self._scores.items()},
+                **self._scores,
             }
         )
         self._losses.clear()

@@ -6,23 +6,23 @@ import datetime
 import hashlib
 import json
 import os
-import subprocess
 import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
-from functools import cache
-from importlib import metadata
-from pathlib import Path
+from operator import attrgetter
 from typing import Any
 
 import torch
 from composer import Algorithm
 from composer.utils import get_device
+from omegaconf import OmegaConf
 
 from benchmarks.comparators.mislabelled import MislabelledShare
 from benchmarks.comparators.redraw import RedrawOnResize
 from benchmarks.comparators.score_agreement import ScoreAgreement
+from benchmarks.machine import hardware, versions
+from benchmarks.suites import small_tasks
 from benchmarks.suites.evaluation import EvaluationPoints, RunRecorder, forward_flops
 from benchmarks.suites.suites import YAMLS, RunSpec
 from composer_edba.dba.algorithm import DBA
@@ -30,7 +30,6 @@ from composer_edba.settings import SETTINGS
 from composer_edba.train.config import Config, load_config, schema_keys
 from composer_edba.train.data import BatchTensorDataset, Data
 from composer_edba.train.run import build_trainer
-from composer_edba.train.summary import _cpu_name
 
 __all__ = ["configuration_hash", "execute"]
 
@@ -55,13 +54,14 @@ def execute(spec: RunSpec, jobs: int = 1) -> dict[str, Any]:
         ConfigError: When a name or an argument of the run is wrong; nothing has trained then.
         ImportError: When an algorithm of the benchmark, or a package it needs, is not there.
     """
-    config = load_config(YAMLS / spec.base, spec.override_strings())
+    config = _configuration(spec)
     points = EvaluationPoints(config.trainer.max_duration, spec.evaluations)
     recorder = RunRecorder()
     started = datetime.datetime.now(datetime.timezone.utc)
     load = os.getloadavg()[0]
     began = time.perf_counter()
-    trainer, data = build_trainer(
+    build = small_tasks.build_trainer if spec.base.startswith("task:") else build_trainer
+    trainer, data = build(
         config,
         extra_algorithms=[algorithm.build(config.seed) for algorithm in spec.extra],
         callbacks=[recorder],
@@ -69,7 +69,8 @@ def execute(spec: RunSpec, jobs: int = 1) -> dict[str, Any]:
     )
     try:
         x, y = data.train.dataloader.dataset[0]  # type: ignore[union-attr]
-        one = trainer.state.device.batch_to_device([x[None].float(), torch.as_tensor(y)[None]])
+        x = x if x.dtype == torch.int64 else x.float()  # words are numbers to look up, pixels are converted
+        one = trainer.state.device.batch_to_device([x[None], torch.as_tensor(y)[None]])
         recorder.flops_per_sample = forward_flops(trainer.state.model, one)
         with warnings.catch_warnings():
             # Smaller last batches are cut into microbatches; it says so each time.
@@ -92,21 +93,28 @@ def execute(spec: RunSpec, jobs: int = 1) -> dict[str, Any]:
         "total_seconds": round(time.perf_counter() - began, 3),
         "versions": versions(),
         "hardware": {
-            "cpu": _cpu_name(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
+            **hardware(torch.device("cuda" if trainer.state.device.name == "gpu" else "cpu")),
             "jobs": jobs,
             "load_before": round(load, 2),
             "load_after": round(os.getloadavg()[0], 2),
         },
         "train_size": data.train_size,
         "test_samples": spec.test_samples,
+        "test_size": data.eval_size,
         "flops_per_sample": recorder.flops_per_sample,
         "evaluations": recorder.evaluations,
         "batch_size_path": _thinned(recorder.batch_size_path),
         **_observed(trainer.state.algorithms),
     }
+
+
+def _configuration(spec: RunSpec) -> Config:
+    if not spec.base.startswith("task:"):
+        return load_config(YAMLS / spec.base, spec.override_strings())
+    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist(spec.override_strings()))
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    return config
 
 
 def _on_device(data: Data, config: Config) -> Data:
@@ -141,9 +149,8 @@ def configuration_hash(spec: RunSpec) -> str:
     points of evaluation. Keys with a default that come later leave it as it is. EDBA's own defaults count, except where
     they are the paper's, so that lines made with other ones are not taken for the present ones.
     """
-    config = load_config(YAMLS / spec.base, spec.override_strings())
     content = {
-        "config": _changed(config),
+        "config": _changed(_configuration(spec)),
         "extra": [[f"{_HASHED_PREFIX}{algorithm.name}", dict(algorithm.arguments)] for algorithm in spec.extra],
         "evaluations": spec.evaluations,
         "test_samples": spec.test_samples,
@@ -154,9 +161,7 @@ def configuration_hash(spec: RunSpec) -> str:
 def _changed(config: Config) -> dict[str, Any]:
     changed = {}
     for key in schema_keys():
-        value: Any = asdict(config)
-        for part in key.name.split("."):
-            value = value[part]
+        value = attrgetter(key.name)(config)
         if value != key.default and not key.name.startswith(_NO_PART):
             changed[key.name] = value
     given = changed.get("algorithms", {}).get("edba")
@@ -164,28 +169,6 @@ def _changed(config: Config) -> dict[str, Any]:
         ours = {name: s.default for name, s in SETTINGS.items() if s.paper not in (..., s.default)}
         changed["algorithms"] = {**changed["algorithms"], "edba": {**ours, **given}}
     return changed
-
-
-@cache
-def versions() -> dict[str, Any]:
-    """Of what this process runs; asked for once, before the tree may change."""
-    here = Path(__file__).parent
-
-    def git(*command: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    state = git("status", "--porcelain", "--", "../")
-    return {
-        "composer_edba": metadata.version("composer-edba"),
-        "torch": torch.__version__,
-        "composer": metadata.version("mosaicml"),
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": None if state is None else bool(state),
-    }
 
 
 def _described(algorithm: Any) -> str:

@@ -67,8 +67,9 @@ def _follow(futures: dict[Future[dict[str, Any]], RunSpec], path: Path, jobs: in
             console.print(f"{name}: failed", style="red")
             console.print(traceback.format_exc(), markup=False, highlight=False)
             continue
+        test = "test_r2" if "test_r2" in last else "test_accuracy"
         console.print(
-            f"{name}: {100 * last['test_accuracy']:.2f} % test, {last['updates']} updates, {last['seconds']:.0f} s"
+            f"{name}: {test.replace('_', ' ')} {last[test]}, {last['updates']} updates, {last['seconds']:.0f} s"
             f"{_remaining(waiting, path, jobs)}",
             highlight=False,
         )
@@ -104,7 +105,7 @@ def _begin_worker(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    from benchmarks.suites.run import versions
+    from benchmarks.machine import versions
 
     versions()
 

@@ -1,4 +1,4 @@
-"""The command line of the suites of the evidence: ``time-to-accuracy SUITE``, and ``paper`` for short."""
+"""The command line of the suites of the evidence: ``time-to-accuracy SUITE``; ``paper`` and ``tasks`` for short."""
 
 from __future__ import annotations
 

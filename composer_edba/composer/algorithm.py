@@ -23,6 +23,7 @@ from composer_edba.loading.batch import batch_size, default_input_key, default_t
 from composer_edba.method.selector import highest_learning_rate
 from composer_edba.scoring.cache import ScoreCache
 from composer_edba.scoring.images import scaled_images
+from composer_edba.scoring.training_scores import TrainingScores
 from composer_edba.settings import SETTINGS, Settings, checked, documented, shown
 
 __all__ = ["EDBA"]
@@ -197,12 +198,13 @@ class EDBA(Algorithm):
 
     def _before_forward(self, state: State, logger: Logger) -> None:
         self._microbatches.notice_halving(state)
-        if self._engine.remembered is not None:
-            self._engine.remembered.begin_forward()
+        if (recorder := self._recorder) is not None:
+            recorder.begin_forward()
 
     def _after_train_batch(self, state: State, logger: Logger) -> None:
         self._length.estimate(state)
-        if self._engine.remembered is not None and self._engine.remembered.recording:
+        if self._recorder is not None:
+            assert self._engine.remembered is not None
             self._engine.remembered.end_microbatches()
             self._loop.loss_scale = 1.0
             if state.precision == Precision.AMP_FP16 and state.scaler is not None:
@@ -219,32 +221,33 @@ class EDBA(Algorithm):
 
     def _gradient_factor(self) -> Tensor | float | None:
         """What makes the gradients of the step's backward those of its samples' own losses; None: nothing records."""
-        remembered = self._engine.remembered
-        if remembered is None or not remembered.records:
-            return None
+        samples = None if self._engine.remembered is None else self._engine.remembered.samples
         # Composer weighs the mean of each microbatch by its share of the batch.
-        return remembered.samples / self._loop.loss_scale
+        return None if samples is None else samples / self._loop.loss_scale
 
     # ---- with scoring="cached" also
 
+    @property
+    def _recorder(self) -> TrainingScores | None:
+        return None if self._engine.remembered is None else self._engine.remembered.recorder
+
     def _before_train_batch(self, state: State, logger: Logger) -> None:
-        assert self._engine.remembered is not None
-        self._engine.remembered.begin_step()
+        if (recorder := self._recorder) is not None:
+            recorder.begin_step()
 
     def _after_forward(self, state: State, logger: Logger) -> None:
-        assert self._engine.remembered is not None
-        self._engine.remembered.end_forward()
+        if (recorder := self._recorder) is not None:
+            recorder.end_forward()
 
     def _before_loss(self, state: State, logger: Logger) -> None:
-        """Before the loss itself, so that what it may leave in the model is its own."""
-        assert self._engine.remembered is not None
-        model: Any = self._loop.network().model
-        with get_precision_context(state.precision, state.precision_config):
-            self._engine.remembered.begin_loss(model.loss, state.outputs, state.batch)
+        if (recorder := self._recorder) is not None:
+            model: Any = self._loop.network().model
+            with get_precision_context(state.precision, state.precision_config):
+                recorder.begin_loss(model.loss, state.outputs, state.batch)
 
     def _after_loss(self, state: State, logger: Logger) -> None:
-        assert self._engine.remembered is not None
-        self._engine.remembered.end_loss(state.loss)
+        if (recorder := self._recorder) is not None:
+            recorder.end_loss(state.loss)
 
     def _fit_end(self, state: State, logger: Logger) -> None:
         assert self._engine.remembered is not None

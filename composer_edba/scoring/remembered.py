@@ -7,7 +7,6 @@ them. There is no forward but the training's own, and what is not chosen is neve
 from __future__ import annotations
 
 import itertools
-import math
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -22,8 +21,7 @@ from composer_edba.loading.ranks import gather_rows, rank, world_size
 from composer_edba.loading.sampler import ResizableBatchSampler
 from composer_edba.method.choice import Selection
 from composer_edba.scoring.cache import ScoreCache
-from composer_edba.scoring.forward import PoolScores, mean_loss
-from composer_edba.scoring.sample_losses import sample_losses
+from composer_edba.scoring.forward import PoolScores
 from composer_edba.scoring.training_scores import TrainingScores
 
 __all__ = ["Choice", "RememberedScores"]
@@ -65,7 +63,7 @@ class RememberedScores:
         scheduled: ``scheduled(number, pool)``: whether a subset of that pool is chosen, for batch ``number`` of the
             pass.
         figures: what a selection is to be logged with.
-        derives: whether a step's gradients come from :meth:`derive`, and not from the training's own backward.
+        derives: see :class:`~composer_edba.scoring.training_scores.TrainingScores`.
 
     Attributes:
         cache: what is known of each sample; None before :meth:`install`.
@@ -93,8 +91,6 @@ class RememberedScores:
         self._choices: dict[int, Choice] = {}  # those of the batches that are still to come
         self._recorded_indices: np.ndarray | None = None  # of the samples that this step records; None: it does not
         self._completed = False  # this step has gone through all of its microbatches
-        self._mean_of_samples: bool | None = None  # whether the samples' own losses can be had; None: not yet tried
-        self._losses: Tensor | None = None
         self._seconds = [0.0, 0.0]  # choosing, recording
 
     # ---- the loader
@@ -131,7 +127,7 @@ class RememberedScores:
         return {
             "cache": None if self.cache is None else self.cache.state_dict(),
             "pools": self._pools,
-            "mean_of_samples": self._mean_of_samples,
+            "mean_of_samples": self._training.mean_of_samples,
             "pool_sizes": [mask.shape[1] for mask in self._masks],
             "chosen": zlib.compress(np.packbits(masks).tobytes()),
             "queue": [
@@ -146,7 +142,7 @@ class RememberedScores:
         if saved["cache"] is not None:
             self.cache.load_state_dict(saved["cache"], self._device)
         self._pools = saved["pools"]
-        self._mean_of_samples = saved["mean_of_samples"]
+        self._training.mean_of_samples = saved["mean_of_samples"]
         if self._skipped == 0:
             return
         queue = {number: (figures, recorded) for number, figures, recorded in saved["queue"]}
@@ -254,80 +250,33 @@ class RememberedScores:
             self._training.watch(layer)
 
     @property
-    def recording(self) -> bool:
-        """Whether what goes through the layer now belongs to the step: of SAM's two runs the first one counts."""
-        return self._recorded_indices is not None and not self._completed
+    def recorder(self) -> TrainingScores | None:
+        """What the present step's microbatches go through; None: it does not record, or has gone through all of them.
+
+        Of several runs through one step's microbatches (SAM's) the first counts: its weights are those of the step.
+        """
+        return None if self._recorded_indices is None or self._completed else self._training
 
     @property
-    def records(self) -> bool:
-        """Whether this step records."""
-        return self._recorded_indices is not None
+    def samples(self) -> int | None:
+        """Samples of this step that this rank records; None: it does not record."""
+        return None if self._recorded_indices is None else self._recorded_indices.shape[1]
 
-    @property
-    def samples(self) -> int:
-        """Samples of this step that this rank records."""
-        assert self._recorded_indices is not None
-        return self._recorded_indices.shape[1]
+    def end_microbatches(self) -> None:
+        """All microbatches of the step have had their forward."""
+        self._completed = self._recorded_indices is not None
 
     def take_seconds(self) -> tuple[float, float]:
         """How long choosing and recording took since the last call; without the hooks inside of the forward."""
         seconds, self._seconds = self._seconds, [0.0, 0.0]
         return seconds[0], seconds[1]
 
-    def begin_step(self) -> None:
-        """The step's first forward comes now, or comes again after it ran out of memory."""
-        if self.recording:
-            self._training.begin_step()
-
-    def begin_forward(self) -> None:
-        """A microbatch's forward comes now."""
-        if self.recording:
-            self._training.begin_forward()
-
-    def end_forward(self) -> None:
-        """It is over."""
-        if self.recording:
-            self._training.end_forward()
-
-    def begin_loss(self, loss: Callable[[Any, Any], Any], outputs: Any, batch: Any) -> None:
-        """The microbatch's loss is computed next: have each sample's own, if ``loss(outputs, batch)`` allows for it."""
-        if not self.recording:
-            return
-        self._losses, samples = None, self._training.samples
-        if samples is None or self._mean_of_samples is False:
-            return
-        self._losses = sample_losses(loss, outputs, batch, samples)
-        if self._losses is None:
-            self._mean_of_samples = False
-
-    def end_loss(self, value: Any) -> None:
-        """The microbatch's loss is ``value``, the mean over its samples."""
-        if not self.recording:
-            return
-        loss = mean_loss(value).detach()
-        if self._losses is not None and self._mean_of_samples is None:
-            mean, wanted = float(self._losses.mean()), float(loss)
-            if math.isfinite(wanted):
-                self._mean_of_samples = abs(mean - wanted) <= 1e-3 * abs(wanted) + 1e-6
-        self._training.add_losses(self._losses if self._losses is not None and self._mean_of_samples else loss)
-
-    def derive(self, value: Any) -> None:
-        """Find out the gradients from the microbatch's mean loss itself, where the training's own may be scaled."""
-        if self.recording:
-            self._training.derive(mean_loss(value))
-
-    def end_microbatches(self) -> None:
-        """All microbatches of the step have had their forward."""
-        if self.recording:
-            self._completed = True
-
     def end_step(self, step: int, factor: Tensor | float | None = None) -> None:
         """Enter what the step found out.
 
         Args:
             step: its number.
-            factor: what makes the training's own gradients by the layer's outputs those of the samples' losses; None:
-                they were derived.
+            factor: see :meth:`~composer_edba.scoring.training_scores.TrainingScores.rows`.
         """
         if self._recorded_indices is None:
             return
@@ -350,13 +299,3 @@ class RememberedScores:
                 bias=self._training.bias,
             )
         self._seconds[1] += time.perf_counter() - began
-
-    @property
-    def samples_recorded(self) -> int:
-        """Samples of this step that went through the layer so far, on this rank."""
-        return self._training.recorded
-
-    @property
-    def first_of_microbatch(self) -> int:
-        """How many of them did before the present microbatch."""
-        return self._training.recorded - (self._training.samples or 0)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from composer_edba.scoring.forward import mean_loss
 from composer_edba.scoring.last_layer import single_position
+from composer_edba.scoring.sample_losses import sample_losses
 
 __all__ = ["TrainingScores"]
 
@@ -31,11 +35,15 @@ class TrainingScores:
     kept is what the step saw: augmented, with dropout on, with the loss as other algorithms changed it.
 
     Args:
-        derives: whether :meth:`derive` finds the gradients; False, the default: they are those of the training's own
-            backward.
+        derives: whether :meth:`end_loss` derives the loss by the layer's output, for loops whose own gradients may be
+            scaled; False, the default: the gradients are those of the training's own backward.
+
+    Attributes:
+        mean_of_samples: whether each sample's own loss can be had; None: not yet tried.
     """
 
     def __init__(self, derives: bool = False) -> None:
+        self.mean_of_samples: bool | None = None
         self._derives = derives
         self._layer: nn.Module | None = None
         self._handle: Any = None
@@ -74,30 +82,36 @@ class TrainingScores:
         self._open = False
 
     @property
-    def samples(self) -> int | None:
-        """Samples of the present microbatch that went through the layer; None: it was not called."""
-        inputs = self._parts[-1].inputs
-        return None if inputs is None else len(inputs)
+    def sizes(self) -> list[int]:
+        """Samples of each microbatch so far that went through the layer."""
+        return [0 if part.inputs is None else len(part.inputs) for part in self._parts]
 
-    def add_losses(self, losses: Tensor) -> None:
-        """Each sample's loss in the present microbatch, (B,), or a scalar that stands for all of them."""
-        self._parts[-1].losses = losses.detach().float()
-
-    @property
-    def recorded(self) -> int:
-        """Samples of the step that went through the layer so far."""
-        return sum(len(part.inputs) for part in self._parts if part.inputs is not None)
-
-    def derive(self, loss: Tensor) -> None:
-        """Derive the present microbatch's mean loss by the layer's output, in place of waiting for its backward.
-
-        The training's own gradients may be scaled: for half precision, or by the number of accumulated batches.
-        """
+    def begin_loss(self, loss: Callable[[Any, Any], Any], outputs: Any, batch: Any) -> None:
+        """The microbatch's loss is computed next: have each sample's own, if ``loss(outputs, batch)`` allows for it."""
         part = self._parts[-1]
+        if part.inputs is not None and self.mean_of_samples is not False:
+            part.losses = sample_losses(loss, outputs, batch, len(part.inputs))
+            if part.losses is None:
+                self.mean_of_samples = False
+
+    def end_loss(self, value: Any) -> None:
+        """The microbatch's loss is ``value``, the mean over its samples, for all of which it stands if need be."""
+        part, mean = self._parts[-1], mean_loss(value)
+        if self._derives:
+            self._derive(part, mean)
+        wanted = mean.detach().float()
+        if part.losses is not None and self.mean_of_samples is None:
+            mean_of_losses, loss = float(part.losses.mean()), float(wanted)
+            if math.isfinite(loss):
+                self.mean_of_samples = abs(mean_of_losses - loss) <= 1e-3 * abs(loss) + 1e-6
+        if part.losses is None or not self.mean_of_samples:
+            part.losses = wanted
+
+    def _derive(self, part: _Microbatch, mean: Tensor) -> None:
         if part.output is None or part.inputs is None:
             return
         assert self._layer is not None
-        (grad,) = torch.autograd.grad(loss, part.output, retain_graph=True, allow_unused=True)
+        (grad,) = torch.autograd.grad(mean, part.output, retain_graph=True, allow_unused=True)
         part.output = None
         if grad is not None:
             grad = single_position(self._layer, grad).detach()

@@ -1,1 +1,1 @@
-"""Runs described by YAML: ``python -m composer_edba.train CONFIG key=value ...``."""
+"""Runs described by YAML: ``python -m composer_edba.train RUN key=value ...``."""

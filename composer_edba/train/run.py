@@ -1,11 +1,8 @@
-"""Runs described by YAML: ``composer -n 1 -m composer_edba.train CONFIG.yaml key=value ...``."""
+"""Builds a run from its configuration, trains it and has its summary written."""
 
 from __future__ import annotations
 
 import inspect
-import sys
-import textwrap
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,52 +10,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import composer.algorithms
-import composer.optim
 import torch
-from composer import Algorithm, Callback, Evaluator, Time, Trainer
+from composer import Algorithm, Callback, Evaluator, Trainer
 from composer.loggers import InMemoryLogger, LoggerDestination, TensorboardLogger
 from composer.models import ComposerClassifier
 from composer.optim import ComposerScheduler
-from composer.utils import dist, reproducibility
+from composer.utils import dist, get_device, reproducibility
 
 from composer_edba import DBA, EDBA
 from composer_edba.spelling import nearest
-from composer_edba.train.config import Config, ConfigError, load_config, schema_keys
+from composer_edba.train.checks import check, checked_algorithms
 from composer_edba.train.data import Data, build_data
 from composer_edba.train.models import build_model
-from composer_edba.train.summary import read_log, summarize, write_summary
-
-USAGE = """\
-usage: composer -n RANKS -m composer_edba.train CONFIG.yaml [key=value ...]
-       python -m composer_edba.train CONFIG.yaml [key=value ...]
-
-Trains the run that CONFIG.yaml describes and leaves summary.json and a plot in output.folder.
-A key=value wins over the file, as in optimizer.lr=0.1 or algorithms.edba.num_candidates=256.
-"""
-
-OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "decoupled_sgdw": composer.optim.DecoupledSGDW,
-    "decoupled_adamw": composer.optim.DecoupledAdamW,
-}
-
-SCHEDULERS: Mapping[str, type[ComposerScheduler]] = {
-    "constant": composer.optim.ConstantScheduler,
-    "constant_with_warmup": composer.optim.ConstantWithWarmupScheduler,
-    "linear": composer.optim.LinearScheduler,
-    "linear_with_warmup": composer.optim.LinearWithWarmupScheduler,
-    "cosine": composer.optim.CosineAnnealingScheduler,
-    "cosine_with_warmup": composer.optim.CosineAnnealingWithWarmupScheduler,
-    "cosine_warm_restarts": composer.optim.CosineAnnealingWarmRestartsScheduler,
-    "step": composer.optim.StepScheduler,
-    "multistep": composer.optim.MultiStepScheduler,
-    "multistep_with_warmup": composer.optim.MultiStepWithWarmupScheduler,
-    "exponential": composer.optim.ExponentialScheduler,
-    "polynomial": composer.optim.PolynomialScheduler,
-    "polynomial_with_warmup": composer.optim.PolynomialWithWarmupScheduler,
-}
+from composer_edba.train.names import OPTIMIZERS, SCHEDULERS, load
+from composer_edba.train.schema import Config, ConfigError
+from composer_edba.train.series import read_log
+from composer_edba.train.summary import summarize, write_summary
 
 _Built = TypeVar("_Built")
 
@@ -113,17 +80,14 @@ def build_trainer(
         ConfigError: When a name or an argument in ``config`` is wrong for what it builds.
     """
     # Names and arguments first: a typo must not wait for the data to load.
-    _check_times(config)
+    check(config)
     algorithms = [*build_algorithms(config.algorithms), *extra_algorithms]
     scheduler = _build_scheduler(config)
-    checkpoint = config.trainer.load_path
-    if checkpoint and "://" not in checkpoint and "{" not in checkpoint and not Path(checkpoint).exists():
-        raise ConfigError(f"trainer.load_path: {checkpoint!r} does not exist; expected a checkpoint file")
 
     if config.torch_num_threads is not None:
         torch.set_num_threads(config.torch_num_threads)
     with _named("trainer.device"):
-        device = composer.utils.get_device(config.trainer.device)
+        device = get_device(config.trainer.device)
     dist.initialize_dist(device)
     # The Trainer seeds too late for the weights, which are drawn here.
     reproducibility.seed_all(config.seed)
@@ -179,27 +143,12 @@ def build_algorithms(given: Mapping[str, Any]) -> list[Algorithm]:
         ConfigError: When a name or an argument is unknown, given twice or refused by the algorithm.
     """
     known = known_algorithms()
-    spelled = {_bare(name): name for name in known}
-    built: dict[str, Algorithm | None] = {}
-    for name, arguments in given.items():
-        key = f"algorithms.{name}"
-        if _bare(str(name)) not in spelled:
-            raise ConfigError(f"{key}: unknown algorithm; {nearest(str(name), list(known))}")
-        canonical = spelled[_bare(str(name))]
-        if canonical in built:
-            raise ConfigError(f"{key}: names {canonical} a second time; give it once")
-        if not (arguments is None or isinstance(arguments, (bool, Mapping))):
-            raise ConfigError(
-                f"{key}: {arguments!r} has the wrong type; expected a mapping of arguments, true or false"
-            )
-        keywords = dict(arguments) if isinstance(arguments, Mapping) else {}
-        if arguments is False:
-            built[canonical] = None
-        elif canonical == "edba":
-            built[canonical] = _build_edba(keywords, key)
-        else:
-            built[canonical] = _construct(known[canonical], keywords, key)
-    return [algorithm for algorithm in built.values() if algorithm is not None]
+    built = []
+    for name, keywords in checked_algorithms(given).items():
+        if keywords is not None:
+            build = EDBA.paper if name == "edba" and keywords.pop("preset", "default") == "paper" else known[name]
+            built.append(_construct(build, keywords, f"algorithms.{name}"))
+    return built
 
 
 def known_algorithms() -> dict[str, type[Algorithm]]:
@@ -209,32 +158,12 @@ def known_algorithms() -> dict[str, type[Algorithm]]:
     return {"edba": EDBA, "dba": DBA, **{item.__module__.split(".")[2]: item for item in own}}
 
 
-def _bare(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")
-
-
-def _build_edba(keywords: dict[str, Any], key: str) -> Algorithm:
-    preset = keywords.pop("preset", "default")
-    if preset not in ("default", "paper"):
-        raise ConfigError(f"{key}.preset: {preset!r} is unknown; expected default or paper")
-    _check_keywords(EDBA, keywords, key, extra=("preset",))
-    with _named(key):
-        return EDBA.paper(**keywords) if preset == "paper" else EDBA(**keywords)
-
-
 def _build_data(config: Config) -> Data:
     arguments = asdict(config.data)
     for name in ("batch_size", "eval_batch_size"):
-        arguments[name] = _per_rank(f"data.{name}", arguments[name])
+        arguments[name] //= dist.get_world_size()  # check() saw to it that nothing is left
     with _named("data"):
         return build_data(**arguments, shuffle_seed=config.seed)
-
-
-def _per_rank(key: str, total: int) -> int:
-    ranks = dist.get_world_size()
-    if total % ranks:
-        raise ConfigError(f"{key}: {total} does not divide evenly among {ranks} ranks; expected a multiple of {ranks}")
-    return total // ranks
 
 
 def _evaluators(data: Data) -> list[Evaluator]:
@@ -244,24 +173,18 @@ def _evaluators(data: Data) -> list[Evaluator]:
 
 def _build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
     keywords = _given(asdict(config.optimizer))
-    optimizer = _choose("optimizer.name", keywords.pop("name"), OPTIMIZERS)
+    optimizer = load(OPTIMIZERS[keywords.pop("name")])
     return _construct(optimizer, keywords, "optimizer", model.parameters())
 
 
 def _build_scheduler(config: Config) -> ComposerScheduler:
     keywords = _given(asdict(config.scheduler))
-    scheduler = _choose("scheduler.name", keywords.pop("name"), SCHEDULERS)
+    scheduler = load(SCHEDULERS[keywords.pop("name")])
     return _construct(scheduler, keywords, "scheduler")
 
 
 def _given(section: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in section.items() if value is not None}
-
-
-def _choose(key: str, name: str, known: Mapping[str, _Built]) -> _Built:
-    if name not in known:
-        raise ConfigError(f"{key}: {name!r} is unknown; {nearest(name, list(known))}")
-    return known[name]
 
 
 def _construct(builder: Callable[..., _Built], keywords: Mapping[str, Any], key: str, *positional: Any) -> _Built:
@@ -271,12 +194,10 @@ def _construct(builder: Callable[..., _Built], keywords: Mapping[str, Any], key:
         return builder(*positional, **keywords)
 
 
-def _check_keywords(
-    builder: Callable[..., Any], keywords: Mapping[str, Any], key: str, extra: Sequence[str] = (), positional: int = 0
-) -> None:
+def _check_keywords(builder: Callable[..., Any], keywords: Mapping[str, Any], key: str, positional: int = 0) -> None:
     parameters = list(inspect.signature(builder).parameters.values())[positional:]
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    known = [*(p.name for p in named), *extra]
+    known = [p.name for p in named]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     for name in keywords:
         if name not in known and not takes_any:
@@ -285,27 +206,6 @@ def _check_keywords(
     unset = [p.name for p in named if p.default is p.empty and p.name not in keywords]
     if unset:
         raise ConfigError(f"{key}: {getattr(builder, '__name__', builder)} needs {', '.join(unset)}")
-
-
-def _check_times(config: Config) -> None:
-    """Refuses what is no Composer time by the name of its key."""
-    times: dict[str, Any] = {
-        "trainer.max_duration": config.trainer.max_duration,
-        "trainer.eval_interval": config.trainer.eval_interval,
-        "trainer.save_interval": config.trainer.save_interval,
-    }
-    for name in ("t_warmup", "t_max", "step_size", "decay_period", "t_0"):
-        times[f"scheduler.{name}"] = getattr(config.scheduler, name)
-    for index, milestone in enumerate(config.scheduler.milestones or ()):
-        times[f"scheduler.milestones[{index}]"] = milestone
-    for key, value in times.items():
-        if isinstance(value, str):
-            try:
-                Time.from_timestring(value)
-            except ValueError as error:
-                raise ConfigError(
-                    f"{key}: {value!r} is no time; expected a number and a unit, as 10ep, 500ba"
-                ) from error
 
 
 @contextmanager
@@ -317,42 +217,3 @@ def _named(key: str) -> Iterator[None]:
         raise
     except (ValueError, TypeError, AssertionError, OSError, NotImplementedError, ImportError) as error:
         raise ConfigError(f"{key}: {' '.join(str(error).split()) or type(error).__name__}") from error
-
-
-def help_text() -> str:
-    """The usage and every key with its default and comment."""
-    lines = [USAGE, "Keys (default in brackets):"]
-    section = ""
-    for key in schema_keys():
-        head = key.name.rpartition(".")[0]
-        if head != section:
-            section = head
-            lines.append("")
-        default = "required" if key.required else _yaml_word(key.default)
-        comment = textwrap.wrap(f"[{default}] {key.help}", width=80)
-        lines.append(f"  {key.name:<38}{comment[0]}")
-        lines.extend(" " * 40 + line for line in comment[1:])
-    return "\n".join(lines)
-
-
-def _yaml_word(value: Any) -> str:
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
-
-
-def cli(arguments: Sequence[str]) -> int:
-    """Runs the command line; returns the exit code: 0, or 2 when the configuration is wrong."""
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(help_text())
-        return 0
-    if not arguments:
-        print(f"{USAGE}\nerror: CONFIG.yaml is missing; --help lists the keys", file=sys.stderr)
-        return 2
-    # Composer warns at every batch that is smaller than the microbatch, the last one of any epoch and evaluation.
-    warnings.filterwarnings("ignore", message="Cannot split tensor of length")
-    try:
-        main(load_config(arguments[0], arguments[1:]))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0

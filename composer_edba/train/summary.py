@@ -1,4 +1,4 @@
-"""What a run amounted to: a table on the console, ``summary.json`` and a plot."""
+"""What a run amounted to: its figures, the table on the console and ``summary.json``."""
 
 from __future__ import annotations
 
@@ -14,29 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from composer.algorithms import SelectiveBackprop
-from composer.loggers import InMemoryLogger
 from composer.utils import dist
 
 from composer_edba import EDBA
+from composer_edba.train.picture import plot_run
+from composer_edba.train.series import ACCURACY, Series, read_log
+from composer_edba.train.verdict import what_edba_did
 
 if TYPE_CHECKING:
     from composer import Trainer
-    from matplotlib.axes import Axes
 
 SUMMARY_FILE = "summary.json"
 PLOT_FILE = "run.png"
-ACCURACY = "metrics/eval/MulticlassAccuracy"
-
-
-@dataclass(frozen=True)
-class Series:
-    """A logged quantity: ``values[i]`` belongs to the optimizer step (update) number ``updates[i]``, from 1."""
-
-    updates: np.ndarray
-    values: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.updates)
 
 
 @dataclass(frozen=True)
@@ -61,6 +50,7 @@ class RunSummary:
         train_seconds: Wall-clock of training: loading and checkpoints included, evaluation excluded.
         final_batch_size: Batch size, summed over ranks, at the end.
         nonfinite_steps: Steps at which EDBA met a loss or gradient that is not finite; 0 without EDBA.
+        edba: What EDBA did, in a sentence; None without EDBA.
     """
 
     run_name: str
@@ -77,6 +67,7 @@ class RunSummary:
     train_seconds: float
     final_batch_size: int | None
     nonfinite_steps: int
+    edba: str | None
 
 
 def summarize(trainer: Trainer, train_size: int, partial_epochs: bool = False) -> RunSummary:
@@ -97,7 +88,8 @@ def summarize(trainer: Trainer, train_size: int, partial_epochs: bool = False) -
     scored: int | None
     trained: int | None
     overhead: float | None
-    if any(isinstance(algorithm, EDBA) for algorithm in trainer.state.algorithms):
+    edba = next((algorithm for algorithm in trainer.state.algorithms if isinstance(algorithm, EDBA)), None)
+    if edba is not None:
         scored, trained = _last_count(log, "edba/samples_scored"), _last_count(log, "edba/samples_trained")
         distinct, is_bound = _last_count(log, "edba/distinct_samples"), False
         overhead = float(np.mean(log["edba/overhead"].values)) if "edba/overhead" in log else None
@@ -129,44 +121,8 @@ def summarize(trainer: Trainer, train_size: int, partial_epochs: bool = False) -
         train_seconds=time.total_wct.total_seconds() if time.total_wct else 0.0,
         final_batch_size=_batch_size_now(trainer),
         nonfinite_steps=_last_count(log, "edba/nonfinite_steps") or _last_count(log, "dba/nonfinite_steps") or 0,
+        edba=None if edba is None else what_edba_did(edba, log, drawn, trained, _batch_size_now(trainer)),
     )
-
-
-def read_log(trainer: Trainer) -> dict[str, Series]:
-    """Everything numeric that the Trainer logged, by name.
-
-    Two series are added, both summed over ranks: ``batch_size``, the samples drawn for each update, and with EDBA
-    ``subset_size``, the samples of them that were trained on.
-
-    Raises:
-        ValueError: When the Trainer has no ``InMemoryLogger``.
-    """
-    memory = next((d for d in trainer.logger.destinations if isinstance(d, InMemoryLogger)), None)
-    if memory is None:
-        raise ValueError("trainer.logger.destinations: holds no InMemoryLogger; pass loggers=[InMemoryLogger()]")
-    log = {}
-    for name, entries in memory.data.items():
-        # Most is logged within an update, before Composer counts it; these come after.
-        lag = 0 if name.startswith(("metrics/eval/", "time/", "edba/overhead", "dba/overhead", "edba/cache")) else 1
-        numeric = [(int(stamp.batch) + lag, float(value)) for stamp, value in entries if not isinstance(value, str)]
-        log[name] = Series(*(np.array(column) for column in zip(*numeric, strict=True)))
-    drawn = log.get("time/sample")
-    if drawn and len(drawn) > 1:
-        # Composer logs the samples drawn so far at the start of every update and once more at the end.
-        sizes = np.diff(drawn.values)
-        log["batch_size"] = Series(drawn.updates[1:], sizes)
-    drawn = log.get("edba/samples_drawn")
-    if drawn:
-        log["batch_size"] = Series(drawn.updates, np.diff(drawn.values, prepend=_count_before(drawn)))
-    trained = log.get("edba/samples_trained")
-    if trained:
-        log["subset_size"] = Series(trained.updates, np.diff(trained.values, prepend=_count_before(trained)))
-    return log
-
-
-def _count_before(total: Series) -> float:
-    """A resumed run starts at the count of the run before it, which is not in this log."""
-    return 0.0 if total.updates[0] == 1 else np.nan
 
 
 def write_summary(
@@ -217,7 +173,10 @@ def print_table(summary: RunSummary) -> None:
     table.add_column(style="dim")
     for row in table_rows(summary):
         table.add_row(*row)
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    if summary.edba is not None:
+        console.print(summary.edba, markup=False)
 
 
 def table_rows(summary: RunSummary) -> list[tuple[str, str, str]]:
@@ -237,161 +196,6 @@ def table_rows(summary: RunSummary) -> list[tuple[str, str, str]]:
         ("training time", f"{summary.train_seconds:,.1f} s", "wall-clock, evaluation excluded"),
         ("final batch size", _number(summary.final_batch_size), ""),
     ]
-
-
-def plot_run(summary: RunSummary, log: Mapping[str, Series], path: Path) -> Path:
-    """Draws the run over its optimizer steps: stacked panels that share the x axis.
-
-    A run with EDBA shows the accuracy, the batch and subset sizes, the margin, the model metric and the gradient
-    metric, each metric with its running average; any other run the accuracy, the batch size and the training loss.
-
-    Args:
-        summary: The figures.
-        log: What the run logged, from :func:`read_log`.
-        path: The PNG to write.
-
-    Returns:
-        ``path``.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = [_draw_accuracy, _draw_sizes]
-    panels += [_draw_margin, _draw_model_metric, _draw_gradient_metric] if "edba/margin" in log else [_draw_loss]
-    figure = Figure(figsize=(9, 1.1 + 2.0 * len(panels)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for draw, axis in zip(panels, axes, strict=True):
-        draw(axis, log)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="0.9", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.yaxis.label.set_color("0.25")
-        axis.tick_params(colors="0.35")
-        axis.margins(x=0.01)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3, frameon=False, fontsize=8.5, borderpad=0)
-    axes[-1].set_xlabel("optimizer steps", color="0.25")
-    axes[-1].xaxis.set_major_formatter("{x:,.0f}")
-    accuracy = "" if summary.test_accuracy is None else f":  {_percent(summary.test_accuracy, 1)} test accuracy"
-    figure.suptitle(
-        f"{summary.run_name}{accuracy} after {summary.updates:,} steps", x=0.01, ha="left", fontsize=12, weight="bold"
-    )
-    figure.align_ylabels(axes)
-    figure.savefig(path, dpi=130)
-    return path
-
-
-_BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#1f5fa8", "#e07b1a", "#2a8f62", "#7a4fa3", "#5f6b76"
-
-
-def _draw_accuracy(axis: Axes, log: Mapping[str, Series]) -> None:
-    axis.set_ylabel("test accuracy (%)")
-    series = log.get(ACCURACY)
-    if series:
-        percent = 100 * series.values
-        axis.plot(
-            series.updates, percent, color=_BLUE, linewidth=1.8, marker="o", markersize=3.5 if len(series) < 60 else 0
-        )
-        axis.annotate(
-            f"{percent[-1]:.1f}",
-            (series.updates[-1], percent[-1]),
-            textcoords="offset points",
-            xytext=(6, 0),  # beside the last point, where no line runs
-            va="center",
-            color=_BLUE,
-            fontsize=9,
-            weight="bold",
-        )
-
-
-def _draw_sizes(axis: Axes, log: Mapping[str, Series]) -> None:
-    axis.set_ylabel("samples")
-    _draw_line(axis, _whole_batches(log), _BLUE, "batch size", width=1.6)
-    _draw_points(axis, log.get("subset_size"), _ORANGE, "subset size")
-    axis.set_ylim(bottom=0)
-
-
-def _whole_batches(log: Mapping[str, Series]) -> Series | None:
-    """The batch sizes without the remainder that ends an epoch, which says nothing about the size in force."""
-    sizes, position = log.get("batch_size"), log.get("time/batch_in_epoch")
-    if not sizes or not position:
-        return None
-    ends_epoch = position.values[1:] == 0
-    smaller = np.diff(sizes.values, prepend=sizes.values[:1]) < 0
-    whole = ~(ends_epoch & smaller)
-    return Series(sizes.updates[whole], sizes.values[whole])
-
-
-def _draw_margin(axis: Axes, log: Mapping[str, Series]) -> None:
-    axis.set_ylabel("margin")
-    series = log["edba/margin"]
-    drawable = np.isfinite(series.values) & (series.values > 0)
-    if drawable.any():
-        shown = Series(series.updates[drawable], series.values[drawable])
-        _draw_points(axis, shown, _GREEN, "each step")
-        _draw_line(axis, _running_median(shown), _GREEN, "running median", width=1.6)
-        axis.set_yscale("log")
-    # Equation 1 has no finite value where the gradient metric equals its average; such steps stand on the edges.
-    for mask, height, marker, text in (
-        (np.isinf(series.values), 0.97, "^", "infinite"),
-        (np.isnan(series.values), 0.97, "x", "undefined"),
-        (series.values == 0, 0.03, "v", "zero"),
-    ):
-        if mask.any():
-            at = series.updates[mask]
-            axis.scatter(
-                at,
-                np.full(len(at), height),
-                transform=axis.get_xaxis_transform(),
-                marker=marker,
-                s=14,
-                color=_GREY,
-                linewidths=0.8,
-                label=f"{text} ({len(at):,})",
-                clip_on=False,
-            )
-
-
-def _draw_model_metric(axis: Axes, log: Mapping[str, Series]) -> None:
-    axis.set_ylabel("model metric\n(pool loss)")
-    _draw_line(axis, log.get("edba/model_metric"), _PURPLE, "pool", width=0.8, alpha=0.4)
-    _draw_line(axis, log.get("edba/model_average"), _PURPLE, "running average", width=1.8)
-
-
-def _draw_gradient_metric(axis: Axes, log: Mapping[str, Series]) -> None:
-    axis.set_ylabel("gradient metric\n(subset norm)")
-    _draw_line(axis, log.get("edba/gradient_metric"), _ORANGE, "chosen subset", width=0.8, alpha=0.45)
-    _draw_line(axis, log.get("edba/gradient_average"), _ORANGE, "running average", width=1.8)
-
-
-def _draw_loss(axis: Axes, log: Mapping[str, Series]) -> None:
-    axis.set_ylabel("training loss")
-    series = log.get("loss/train/total")
-    _draw_line(axis, series, _PURPLE, "each step", width=0.8, alpha=0.4)
-    _draw_line(axis, _running_median(series) if series else None, _PURPLE, "running median", width=1.8)
-
-
-def _draw_line(axis: Axes, series: Series | None, color: str, label: str, width: float, alpha: float = 1.0) -> None:
-    if series:
-        values = np.where(np.isfinite(series.values), series.values, np.nan)
-        axis.plot(series.updates, values, color=color, linewidth=width, alpha=alpha, label=label)
-
-
-def _draw_points(axis: Axes, series: Series | None, color: str, label: str) -> None:
-    if series:
-        # The more steps, the fainter each: density carries the picture.
-        alpha = min(0.6, max(0.05, 300 / len(series)))
-        axis.scatter(series.updates, series.values, s=5, color=color, alpha=alpha, linewidths=0)
-        axis.scatter([], [], s=12, color=color, label=label)
-
-
-def _running_median(series: Series, points: int = 500) -> Series:
-    """The median of the last fortieth of the run, at no more places than the eye can tell apart."""
-    width = max(1, len(series) // 40)
-    ends = np.unique(np.linspace(1, len(series), min(points, len(series))).astype(int))
-    medians = [np.median(series.values[max(0, end - width) : end]) for end in ends]
-    return Series(series.updates[ends - 1], np.array(medians))
 
 
 def _batch_size_now(trainer: Trainer) -> int | None:

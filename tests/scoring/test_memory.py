@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from composer_edba.method import equation
 from composer_edba.functional import gradient_inner_products
+from composer_edba.method import equation
 from composer_edba.scoring.forward import Scorer
 from composer_edba.scoring.memory import check_score_memory
 

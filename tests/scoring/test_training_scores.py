@@ -47,7 +47,8 @@ def step(net, scores, x, y, parts, scale=1.0):
         scores.begin_forward()
         outputs = net(chunk_x)
         scores.end_forward()
-        scores.add_losses(F.cross_entropy(outputs, chunk_y, reduction="none"))
+        scores.begin_loss(F.cross_entropy, outputs, chunk_y)
+        scores.end_loss(F.cross_entropy(outputs, chunk_y))
         (F.cross_entropy(outputs, chunk_y) * scale * len(chunk_x) / len(x)).backward()
     return scores.rows(len(x) / torch.tensor(scale))
 
@@ -95,7 +96,7 @@ def test_under_autocast_they_are_right_to_its_precision():
         mean = loss(outputs, [x, y])
     assert outputs.dtype == torch.bfloat16
     scores.end_forward()
-    scores.add_losses(mean)
+    scores.end_loss(mean)
     mean.backward()
     rows = scores.rows(64.0)
     assert rows.dtype == torch.float32
@@ -194,7 +195,7 @@ def test_a_layer_that_the_loss_does_not_depend_on_is_refused():
         if call:
             net(data(0, 6)[0])
         scores.end_forward()
-        scores.add_losses(torch.zeros(6))
+        scores.end_loss(torch.zeros(()))
         with pytest.raises(ValueError, match="got no gradient" if call else "was not called"):
             scores.rows(1.0)
 

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 
 import composer.algorithms
 import pytest
@@ -10,9 +7,11 @@ from composer.loggers import InMemoryLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from composer_edba import DBA, EDBA
-from composer_edba.train.config import ConfigError, load_config, schema_keys
-from composer_edba.train.run import build_algorithms, build_trainer, cli, known_algorithms, main
-from tests.support.paths import ROOT, YAMLS
+from composer_edba.train.command import cli
+from composer_edba.train.config import ConfigError, load_config
+from composer_edba.train.names import OPTIMIZERS, SCHEDULERS, algorithm_names, load
+from composer_edba.train.run import build_algorithms, build_trainer, known_algorithms, main
+from tests.support.paths import YAMLS
 
 DIGITS = YAMLS / "digits"
 SHORT = ["data.samples=300", "trainer.max_duration=2ep", "trainer.progress_bar=false", "trainer.device=cpu"]
@@ -154,6 +153,7 @@ def test_every_algorithm_of_composer_has_a_name():
     expected = {a for a in algorithms if issubclass(a, composer.Algorithm)}
     known = known_algorithms()
     assert set(known.values()) == expected | {DBA, EDBA}
+    assert set(known) == set(algorithm_names())  # which are found without importing Composer
     assert known["selective_backprop"] is composer.algorithms.SelectiveBackprop
 
 
@@ -182,7 +182,7 @@ def test_the_paper_preset_takes_overrides():
             "algorithms.edba.num_candidate: EDBA takes no such argument; did you mean num_candidates?",
         ),
         ({"edba": {"prest": "paper"}}, "algorithms.edba.prest: EDBA takes no such argument; did you mean preset?"),
-        ({"edba": {"preset": "papre"}}, "algorithms.edba.preset: 'papre' is unknown; expected default or paper"),
+        ({"edba": {"preset": "papre"}}, "algorithms.edba: preset is 'papre': it must be one of 'default', 'paper'"),
         ({"edba": {"num_candidates": 0}}, "algorithms.edba: "),
         ({"edba": 3}, "algorithms.edba: 3 has the wrong type"),
         ({"mixup": {"alhpa": 0.1}}, "algorithms.mixup.alhpa: MixUp takes no such argument; did you mean alpha?"),
@@ -194,6 +194,11 @@ def test_a_wrong_algorithm_is_refused_by_name(given, expected):
     with pytest.raises(ConfigError) as caught:
         build_algorithms(given)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("target", [*OPTIMIZERS.values(), *SCHEDULERS.values()])
+def test_an_optimizer_and_a_scheduler_are_where_their_names_say(target):
+    assert callable(load(target))
 
 
 # ---- what is refused before anything trains
@@ -210,10 +215,10 @@ def test_a_wrong_algorithm_is_refused_by_name(given, expected):
         ("scheduler.t_max=1epoch", "scheduler.t_max: '1epoch' is no time"),
         ("trainer.max_duration=ten", "trainer.max_duration: 'ten' is no time"),
         ("trainer.load_path=no/such.pt", "trainer.load_path: 'no/such.pt' does not exist"),
-        ("data.name=digit", "data: unknown data set name 'digit'"),
+        ("data.name=digit", "data.name: 'digit' is unknown; did you mean digits?"),
         ("data.samples=100000", "data: "),
         ("data.name=cifar10", "data: "),
-        ("model.name=resnet8", "model: unknown model name 'resnet8'"),
+        ("model.name=resnet8", "model.name: 'resnet8' is unknown; did you mean resnet9?"),
         ("model.kwargs.widht=3", "model: unknown model argument widht"),
     ],
 )
@@ -230,69 +235,3 @@ def test_a_wrong_value_is_one_line_and_exit_code_2(tmp_path, capsys, override, e
 def test_main_refuses_with_a_config_error(tmp_path):
     with pytest.raises(ConfigError, match=r"optimizer\.name"):
         build_trainer(short_run("baseline", tmp_path, "optimizer.name=lion"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ([], "CONFIG.yaml is missing"),
-        (["no.yaml"], "error: no.yaml: cannot read this YAML file"),
-        (
-            [str(DIGITS / "edba.yaml"), "data.fractoin=1"],
-            "error: data.fractoin: unknown key; did you mean data.fraction?",
-        ),
-        ([str(DIGITS / "edba.yaml"), "--fast"], "error: '--fast': not an override"),
-    ],
-)
-def test_a_wrong_command_line_exits_with_2(capsys, arguments, expected):
-    assert cli(arguments) == 2
-    captured = capsys.readouterr()
-    assert expected in captured.err
-    assert captured.out == ""
-
-
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_explains_every_key(capsys, flag):
-    assert cli([flag]) == 0
-    text = " ".join(capsys.readouterr().out.split())
-    for key in schema_keys():
-        assert key.name in text
-        assert key.help in text
-
-
-# ---- the command line itself
-
-
-def run_command(command, folder):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
-    )
-
-
-@pytest.mark.slow
-def test_the_composer_command_runs_a_file(tmp_path):
-    launcher = [sys.executable, "-m", "composer.cli.launcher", "-n", "1", "-m", "composer_edba.train"]
-    done = run_command([*launcher, str(DIGITS / "edba.yaml"), *SHORT], tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.strip().splitlines()
-    own = [line for line in lines if not line.startswith("Waiting up to 30 seconds")]  # the launcher's last word
-    assert own[-1] == "runs/digits-edba/run.png"
-    assert (tmp_path / "runs/digits-edba/run.png").exists()
-    refused = run_command([*launcher, str(DIGITS / "edba.yaml"), "data.fractoin=1"], tmp_path)
-    assert refused.returncode == 2
-    assert "did you mean data.fraction?" in refused.stdout + refused.stderr
-    assert "Traceback" not in refused.stdout + refused.stderr
-
-
-@pytest.mark.slow
-def test_two_ranks_share_the_batch(tmp_path):
-    launcher = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", "-m", "composer_edba.train"]
-    done = run_command([*launcher, str(DIGITS / "edba.yaml"), *SHORT, "torch_num_threads=1"], tmp_path)
-    assert done.returncode == 0, done.stderr
-    results = summary_of(tmp_path / "runs/digits-edba")
-    assert results["hardware"]["ranks"] == 2
-    assert results["results"]["samples_drawn"] == 600
-    odd = run_command([*launcher, str(DIGITS / "edba.yaml"), *SHORT, "data.batch_size=33"], tmp_path)
-    assert odd.returncode == 2
-    assert "data.batch_size: 33 does not divide evenly among 2 ranks" in odd.stdout + odd.stderr

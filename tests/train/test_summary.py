@@ -14,16 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from composer_edba import EDBA
-from composer_edba.train.summary import (
-    ACCURACY,
-    Series,
-    plot_run,
-    print_table,
-    read_log,
-    summarize,
-    table_rows,
-    write_summary,
-)
+from composer_edba.train.picture import plot_run
+from composer_edba.train.series import ACCURACY, Series, read_log
+from composer_edba.train.summary import print_table, summarize, table_rows, write_summary
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cannot split tensor of length")
 

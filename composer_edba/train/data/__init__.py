@@ -6,13 +6,12 @@
 """
 
 from composer_edba.train.data.augment import BatchAugment, random_crop, random_flip
-from composer_edba.train.data.build import DATASETS, Data, build_data
+from composer_edba.train.data.build import Data, build_data
 from composer_edba.train.data.label_noise import NoisyLabels
 from composer_edba.train.data.subset import stratified_subset
 from composer_edba.train.data.tensor_dataset import BatchTensorDataset, identity_collate
 
 __all__ = [
-    "DATASETS",
     "BatchAugment",
     "BatchTensorDataset",
     "Data",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from composer_edba.spelling import nearest
 from composer_edba.train.data.label_noise import with_label_noise
 from composer_edba.train.data.splits import LabelledDataset, Splits
 from composer_edba.train.data.subset import stratified_subset
 from composer_edba.train.data.tensor_dataset import BatchTensorDataset, identity_collate
+from composer_edba.train.names import DATASETS
 
 if TYPE_CHECKING:
     from composer.core import DataSpec
@@ -42,47 +42,6 @@ class Data:
     train_size: int
     eval_size: int
     validation: DataSpec | None = None
-
-
-def _digits(root: None, download: bool, augment: bool, image_size: None) -> Splits:
-    from composer_edba.train.data.digits import digits_splits
-
-    return digits_splits()
-
-
-def _cifar10(root: Path, download: bool, augment: bool, image_size: int | None) -> Splits:
-    from composer_edba.train.data.cifar import cifar_splits
-
-    return cifar_splits(10, root, download, augment, 32 if image_size is None else image_size)
-
-
-def _cifar100(root: Path, download: bool, augment: bool, image_size: int | None) -> Splits:
-    from composer_edba.train.data.cifar import cifar_splits
-
-    return cifar_splits(100, root, download, augment, 32 if image_size is None else image_size)
-
-
-def _fashion_mnist(root: Path | None, download: bool, augment: bool, image_size: None) -> Splits:
-    from composer_edba.train.data.fashion_mnist import fashion_mnist_splits
-
-    return fashion_mnist_splits(root)
-
-
-def _imagefolder(root: Path, download: bool, augment: bool, image_size: int | None) -> Splits:
-    from composer_edba.train.data.imagefolder import imagefolder_splits
-
-    return imagefolder_splits(root, 224 if image_size is None else image_size, augment)
-
-
-# The imports are inside the functions so that each data set asks only for the packages it needs.
-DATASETS: dict[str, Callable[..., Splits]] = {
-    "cifar10": _cifar10,
-    "cifar100": _cifar100,
-    "digits": _digits,
-    "fashion_mnist": _fashion_mnist,
-    "imagefolder": _imagefolder,
-}
-"""Data sets by name."""
 
 
 def build_data(
@@ -145,7 +104,8 @@ def build_data(
         FileNotFoundError: The data is not in ``root``, or is corrupt; nothing has been built then.
         ImportError: A package that the data set needs is not installed.
     """
-    _check_name(name)
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set name {name!r}; {nearest(str(name), DATASETS, list_always=True)}")
     for argument, value, least in (
         ("batch_size", batch_size, 1),
         ("eval_batch_size", eval_batch_size, 1),
@@ -226,17 +186,26 @@ def _choose(
     return rest[stratified_subset(classes[rest], fraction=fraction, samples=samples, seed=seed)], held_out
 
 
-def _check_name(name: str) -> None:
-    if name in DATASETS:
-        return
-    nearest = difflib.get_close_matches(str(name), DATASETS, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"unknown data set name {name!r}; the data sets are {', '.join(sorted(DATASETS))}.{hint}")
-
-
 def _load(name: str, root: Path | None, download: bool, augment: bool, image_size: int | None) -> Splits:
+    # The imports are inside so that each data set asks only for the packages it needs.
     try:
-        return DATASETS[name](root, download, augment, image_size)
+        if name == "digits":
+            from composer_edba.train.data.digits import digits_splits
+
+            return digits_splits()
+        if name == "fashion_mnist":
+            from composer_edba.train.data.fashion_mnist import fashion_mnist_splits
+
+            return fashion_mnist_splits(root)
+        assert root is not None
+        if name == "imagefolder":
+            from composer_edba.train.data.imagefolder import imagefolder_splits
+
+            return imagefolder_splits(root, 224 if image_size is None else image_size, augment)
+        from composer_edba.train.data.cifar import cifar_splits
+
+        classes = {"cifar10": 10, "cifar100": 100}[name]
+        return cifar_splits(classes, root, download, augment, 32 if image_size is None else image_size)
     except ModuleNotFoundError as error:
         raise ImportError(
             f"data set {name} needs the package {error.name}: pip install 'composer-edba[train]'", name=error.name

@@ -8,8 +8,9 @@ Linear(in_features=256, out_features=10, bias=True)
 from composer_edba.train.models.digits_cnn import DigitsCNN, digits_cnn
 from composer_edba.train.models.mlp import MLP, mlp
 from composer_edba.train.models.preresnet import PreResNet, preresnet20_basic, preresnet56, preresnet56_basic
-from composer_edba.train.models.registry import MODELS, build_model
+from composer_edba.train.models.registry import build_model
 from composer_edba.train.models.resnet9 import ResNet9, resnet9
+from composer_edba.train.names import MODELS
 
 __all__ = [
     "MLP",

@@ -62,7 +62,7 @@ def train(mode, folder):
     )
     run.fit()
     state = edba.state_dict()
-    del state["loader"]["rng_state"]  # each rank's own
+    del state["pools"]["pass"]["rng_state"]  # each rank's own
     return {
         "steps": gradients.steps,
         "subsets": watch.subsets,

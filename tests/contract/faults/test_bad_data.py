@@ -121,7 +121,7 @@ def test_a_run_that_turns_to_nan_keeps_its_finite_averages(tmp_path):
     with pytest.warns(UserWarning, match="NaN or infinite") as caught:
         run.fit()
     assert sum("NaN or infinite" in str(w.message) for w in caught) == 1
-    averages = run.state.algorithms[-1]._selector.averages
+    averages = run.state.algorithms[-1]._engine._selector.averages
     assert torch.isfinite(torch.tensor([averages.model, averages.gradient])).all()
     assert [samples for _, _, samples in watch.epoch_ends] == [256, 512, 768, 1024]
     path = run.save_checkpoint(str(tmp_path / "nan.pt"))

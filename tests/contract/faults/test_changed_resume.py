@@ -77,7 +77,7 @@ def whole_passes(watch, ends):
 
 @pytest.mark.parametrize("size", [100, 300])
 def test_a_data_set_of_another_size_is_refused_in_mid_epoch(checkpoints, size):
-    told = rf"inside of epoch 1.*256 samples on 1 rank, .*{size} samples on 1 rank.*at an epoch's end"
+    told = rf"inside of a pass over 256 samples on 1 rank, .*{size} samples on 1 rank.*at an epoch's end"
     with pytest.raises(ValueError, match=told):
         resume(checkpoints, "ba6", size=size)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from composer.utils import dist
 
-from composer_edba.loading.ranks import gather_scores, rank_sizes
+from composer_edba.loading.ranks import rank_sizes
 from composer_edba.scoring.forward import PoolScores
+from composer_edba.scoring.gathered import gather_scores
 
 
 def rank_scores(rank):

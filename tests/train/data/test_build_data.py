@@ -111,7 +111,7 @@ def test_two_ranks_share_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             {"name": "cifar1O"},
-            r"unknown data set name 'cifar1O'.*cifar10, cifar100, digits, fashion_mnist, imagefolder.*mean 'cifar10",
+            r"'cifar1O'; did you mean cifar10\? known: cifar10, cifar100, digits, fashion_mnist, imagefolder",
         ),
         ({"name": "digits", "fraction": 0.5, "samples": 3}, "not both"),
         ({"name": "digits", "samples": 2000}, "samples must be between 1 and the 1437"),

@@ -10,6 +10,7 @@ from composer_edba.loading.batch import index_batch
 from composer_edba.method.selector import SubsetSelector
 from composer_edba.scoring import memory as score_memory
 from composer_edba.scoring.forward import Scorer
+from composer_edba.settings import checked
 from composer_edba.train.models import build_model
 
 GPU = torch.device("cuda", 0)
@@ -134,7 +135,8 @@ class Classifier(nn.Module):
 def test_a_step_waits_for_the_gpu_once(monkeypatch, criterion, waits, size_law):
     monkeypatch.setattr(score_memory, "device_memory", lambda device: None)
     model = Classifier().train()
-    scorer, selector = Scorer(), SubsetSelector(criterion=criterion, subset_size_law=size_law)
+    settings = checked({"preset": "paper", "criterion": criterion, "subset_size_law": size_law})
+    scorer, selector = Scorer(), SubsetSelector.from_settings(settings)
     batch = [on_gpu(torch.randn(40, 3, 16, 16)), on_gpu(torch.randint(10, (40,)))]
     for step in range(3):
         counter = CountWaits(model)

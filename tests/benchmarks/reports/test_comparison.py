@@ -29,8 +29,8 @@ def test_cost_of_a_target_is_linear_between_evaluations():
 
 def test_the_epoch_is_chosen_on_validation_and_never_on_test():
     found = run([0.2, 0.5, 0.4], test=[0.9, 0.3, 0.6])
-    assert found.test_accuracy() == 0.6
-    assert found.test_accuracy(chosen=True) == 0.3
+    assert found.test_score() == 0.6
+    assert found.test_score(chosen=True) == 0.3
 
 
 def test_equal_budget_is_what_the_cheaper_of_a_pair_spent():
@@ -43,7 +43,7 @@ def test_equal_budget_is_what_the_cheaper_of_a_pair_spent():
 
 
 def last(one, other):
-    return one.test_accuracy(), other.test_accuracy()
+    return one.test_score(), other.test_score()
 
 
 def test_differences_are_paired_by_seed():

@@ -1,8 +1,12 @@
 """Suites, cells, arms and seeds as data: what is planned, and in which order."""
 
+from pathlib import Path
+
 import pytest
 
+import composer_edba
 from benchmarks.suites.arms import ARMS, arm_title, parse_arm
+from benchmarks.suites.small_tasks import TASKS
 from benchmarks.suites.suites import SUITES, YAMLS, planned_runs
 
 
@@ -31,9 +35,16 @@ def test_every_run_has_its_seed_its_subset_and_held_out_samples():
     for name, suite in SUITES.items():
         for size in suite.sizes:
             for spec in planned_runs(name, size):
-                assert (YAMLS / spec.base).is_file()
+                kind, _, task = spec.base.partition(":")
+                assert (YAMLS / spec.base).is_file() or (kind == "task" and task in TASKS)
                 assert spec.overrides["seed"] == spec.overrides["data.subset_seed"] == spec.seed
-                assert spec.overrides["data.validation_samples"] > 0
+                # Where nothing is held out there is one look at the test set, and so nothing to choose by it.
+                assert spec.overrides.get("data.validation_samples", 0) > 0 or spec.evaluations == 1
+                assert (spec.evaluations == 1) is (name == "tasks")
+
+
+def test_the_yaml_files_are_those_of_the_package():
+    assert YAMLS.parent.parent == Path(composer_edba.__file__).parent
 
 
 def test_an_arm_may_carry_changes_which_win():

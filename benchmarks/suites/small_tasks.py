@@ -1,4 +1,8 @@
-"""Small learning tasks other than photographs, from data that needs no download."""
+"""Small learning tasks other than photographs, from data that needs no download: the cells of the suite ``tasks``.
+
+All arms of a seed share the split into training and test samples, the initial weights and the order of the samples, so
+that they are compared pair by pair.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +10,34 @@ import ast
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from composer import Algorithm, Callback, Evaluator, Trainer
+from composer.core import DataSpec
+from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier, ComposerModel
+from composer.utils import dist, reproducibility
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from torchmetrics import Metric, R2Score
 
-from composer_edba.train.data import BatchTensorDataset
+from composer_edba.train.config import Config, ConfigError, nearest, schema_keys
+from composer_edba.train.data import BatchTensorDataset, Data, identity_collate
 from composer_edba.train.models import build_model
+from composer_edba.train.names import OPTIMIZERS, load
+from composer_edba.train.run import build_algorithms
 
-__all__ = ["TASKS", "Task"]
+__all__ = ["TASKS", "Task", "build_trainer"]
 
 TEST_SHARE = 0.2
 
@@ -35,29 +48,19 @@ LENGTH = 64
 
 @dataclass(frozen=True)
 class Task:
-    """Data, a network, and how it is trained by every arm.
+    """Data and a network.
 
     Attributes:
-        title: what a reader calls it.
         metric: ``"accuracy"`` (share classified right) or ``"r2"`` (coefficient of determination).
         load: gives all inputs ``(N, ...)`` and targets, ``(N,)`` classes or ``(N, 1)`` numbers.
         build: makes the model, from a batch of inputs and the number of classes.
-        optimizer: ``torch.optim.SGD`` with Nesterov momentum 0.9, or ``torch.optim.Adam``.
-        lr: constant learning rate: the best of plain training, see :mod:`benchmarks.tasks.tasks`.
-        epochs: passes over the training samples.
         prepare: fits what is fitted to training data (scales, a vocabulary) and applies it to training and test data.
-        batch_size: the loader's. Default 32.
     """
 
-    title: str
     metric: str
     load: Callable[[], tuple[Any, np.ndarray]]
     build: Callable[[Tensor, int], ComposerModel]
-    optimizer: type[torch.optim.Optimizer]
-    lr: float
-    epochs: int
     prepare: Callable[[Any, Any], tuple[Tensor, Tensor]]
-    batch_size: int = 32
 
     def split(self, seed: int) -> tuple[BatchTensorDataset, BatchTensorDataset]:
         """Training and test samples, 4 to 1, of a split that follows from ``seed``; classes keep their shares."""
@@ -196,56 +199,76 @@ _MLP = _classifier(lambda inputs, classes: _mlp(inputs.shape[1], classes))
 
 TASKS: dict[str, Task] = {
     "digits": Task(
-        "1,797 grey 8 x 8 digits, a small CNN",
         "accuracy",
         _digits,
         _classifier(lambda inputs, classes: build_model("digits_cnn", num_classes=classes, in_channels=1)),
-        torch.optim.SGD,
-        lr=0.03,
-        epochs=20,
-        prepare=_unchanged,
-        batch_size=64,
+        _unchanged,
     ),
-    "breast_cancer": Task(
-        "569 rows of 30 numbers, two classes, an MLP",
-        "accuracy",
-        _tabular(load_breast_cancer),
-        _MLP,
-        torch.optim.SGD,
-        lr=0.03,
-        epochs=30,
-        prepare=_standardised,
-    ),
-    "wine": Task(
-        "178 rows of 13 numbers, three classes, an MLP",
-        "accuracy",
-        _tabular(load_wine),
-        _MLP,
-        torch.optim.SGD,
-        lr=0.003,
-        epochs=30,
-        prepare=_standardised,
-    ),
-    "diabetes": Task(
-        "442 rows of 10 numbers, one number to tell, an MLP",
-        "r2",
-        _diabetes,
-        lambda inputs, classes: Regressor(_mlp(inputs.shape[1], 1)),
-        torch.optim.SGD,
-        lr=0.001,
-        epochs=30,
-        prepare=_standardised,
-    ),
-    "text": Task(
-        f"functions of Python's standard library: which of {len(PACKAGES)} packages? Mean of word vectors",
-        "accuracy",
-        _functions,
-        _classifier(lambda inputs, classes: MeanOfWords(classes)),
-        torch.optim.Adam,
-        lr=0.01,
-        epochs=15,
-        prepare=_numbered,
-        batch_size=64,
-    ),
+    "breast_cancer": Task("accuracy", _tabular(load_breast_cancer), _MLP, _standardised),
+    "wine": Task("accuracy", _tabular(load_wine), _MLP, _standardised),
+    "diabetes": Task("r2", _diabetes, lambda inputs, classes: Regressor(_mlp(inputs.shape[1], 1)), _standardised),
+    "text": Task("accuracy", _functions, _classifier(lambda inputs, classes: MeanOfWords(classes)), _numbered),
 }
 """By name."""
+
+# Of the configuration's keys, those that a task heeds, and the names and folder that change no run.
+_HEEDED = (
+    *("seed", "torch_num_threads", "algorithms", "optimizer.", "model.name", "output.folder"),
+    *("data.name", "data.batch_size", "data.eval_batch_size", "data.subset_seed"),
+    *("trainer.max_duration", "trainer.device", "trainer.run_name"),
+)
+
+
+def build_trainer(
+    config: Config,
+    *,
+    extra_algorithms: Sequence[Algorithm],
+    callbacks: Sequence[Callback],
+    evaluators: Callable[[Data], list[Evaluator]],
+) -> tuple[Trainer, Data]:
+    """A task's Trainer and its data, as :func:`composer_edba.train.run.build_trainer` makes them for a YAML file.
+
+    Args:
+        config: ``data.name`` and ``model.name`` name the task, ``data.subset_seed`` its split; the learning rate stays.
+        extra_algorithms: Algorithms beside those that ``config`` names.
+        callbacks: Composer callbacks.
+        evaluators: Makes the evaluators from the data.
+
+    Raises:
+        ConfigError: When the task is unknown, or a key is set that means nothing to one.
+    """
+    if config.data.name != config.model.name or config.data.name not in TASKS:
+        raise ConfigError(f"data.name: {config.data.name!r} is no task; {nearest(config.data.name, list(TASKS))}")
+    for key in schema_keys():
+        value = attrgetter(key.name)(config)
+        if not key.name.startswith(_HEEDED) and value != key.default:
+            raise ConfigError(f"{key.name}: {value!r} means nothing to a small task; leave it at {key.default!r}")
+    algorithms = [*build_algorithms(config.algorithms), *extra_algorithms]
+    if config.torch_num_threads is not None:
+        torch.set_num_threads(config.torch_num_threads)
+    task = TASKS[config.data.name]
+    train, test = task.split(config.data.subset_seed)
+    reproducibility.seed_all(config.seed)
+    classes = int(train.targets.max()) + 1 if task.metric == "accuracy" else 1
+    model = task.build(train.inputs, classes)
+    order = dist.get_sampler(train, shuffle=True, seed=config.seed)
+    train_loader, test_loader = (
+        DataLoader(part, batch_size=size, sampler=sampler, collate_fn=identity_collate)
+        for part, size, sampler in ((train, config.data.batch_size, order), (test, config.data.eval_batch_size, None))
+    )
+    data = Data(DataSpec(train_loader), DataSpec(test_loader), classes, 1, len(train), len(test))
+    given = {name: value for name, value in asdict(config.optimizer).items() if value is not None}
+    trainer = Trainer(
+        model=model,
+        train_dataloader=data.train,
+        eval_dataloader=evaluators(data),
+        callbacks=list(callbacks),
+        max_duration=config.trainer.max_duration,
+        optimizers=load(OPTIMIZERS[given.pop("name")])(model.parameters(), **given),
+        algorithms=algorithms,
+        loggers=[InMemoryLogger()],
+        device=config.trainer.device,
+        seed=config.seed,
+        progress_bar=False,
+    )
+    return trainer, data

@@ -1,1 +1,0 @@
-"""Other tasks, a few seconds a run."""

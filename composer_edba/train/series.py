@@ -1,0 +1,74 @@
+"""What a run logged, as series over its optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from composer.loggers import InMemoryLogger
+
+if TYPE_CHECKING:
+    from composer import Trainer
+
+ACCURACY = "metrics/eval/MulticlassAccuracy"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A logged quantity: ``values[i]`` belongs to the optimizer step (update) number ``updates[i]``, from 1."""
+
+    updates: np.ndarray
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.updates)
+
+
+def read_log(trainer: Trainer) -> dict[str, Series]:
+    """Everything numeric that the Trainer logged, by name.
+
+    Two series are added, both summed over ranks: ``batch_size``, the samples drawn for each update, and with EDBA
+    ``subset_size``, the samples of them that were trained on.
+
+    Raises:
+        ValueError: When the Trainer has no ``InMemoryLogger``.
+    """
+    memory = next((d for d in trainer.logger.destinations if isinstance(d, InMemoryLogger)), None)
+    if memory is None:
+        raise ValueError("trainer.logger.destinations: holds no InMemoryLogger; pass loggers=[InMemoryLogger()]")
+    log = {}
+    for name, entries in memory.data.items():
+        # Most is logged within an update, before Composer counts it; these come after.
+        lag = 0 if name.startswith(("metrics/eval/", "time/", "edba/overhead", "dba/overhead", "edba/cache")) else 1
+        numeric = [(int(stamp.batch) + lag, float(value)) for stamp, value in entries if not isinstance(value, str)]
+        log[name] = Series(*(np.array(column) for column in zip(*numeric, strict=True)))
+    drawn = log.get("time/sample")
+    if drawn and len(drawn) > 1:
+        # Composer logs the samples drawn so far at the start of every update and once more at the end.
+        sizes = np.diff(drawn.values)
+        log["batch_size"] = Series(drawn.updates[1:], sizes)
+    drawn = log.get("edba/samples_drawn")
+    if drawn:
+        log["batch_size"] = Series(drawn.updates, np.diff(drawn.values, prepend=_count_before(drawn)))
+    trained = log.get("edba/samples_trained")
+    if trained:
+        log["subset_size"] = Series(trained.updates, np.diff(trained.values, prepend=_count_before(trained)))
+    return log
+
+
+def _count_before(total: Series) -> float:
+    """A resumed run starts at the count of the run before it, which is not in this log."""
+    return 0.0 if total.updates[0] == 1 else np.nan
+
+
+def whole_batches(log: Mapping[str, Series]) -> Series | None:
+    """The batch sizes without the remainder that ends an epoch, which says nothing about the size in force."""
+    sizes, position = log.get("batch_size"), log.get("time/batch_in_epoch")
+    if not sizes or not position:
+        return None
+    ends_epoch = position.values[1:] == 0
+    smaller = np.diff(sizes.values, prepend=sizes.values[:1]) < 0
+    whole = ~(ends_epoch & smaller)
+    return Series(sizes.updates[whole], sizes.values[whole])
