@@ -11,25 +11,19 @@ from torch.utils.data import DataLoader, Subset
 
 from composer_edba import EDBA
 from tests.support.small_runs import Points, Watch, epochs_before_steps, logged, points_loader, trainer
-from tests.support.torch_runs import Sizes
+from tests.support.torch_runs import following
 
 WILD = [64, 100, 30, 17, 128, 10, 55, 90, 23, 41, 12]
 
 
-@pytest.fixture
-def scheduled(monkeypatch):
-    """Makes EDBA follow a list of batch sizes."""
-
-    def use(sizes):
-        monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(sizes))
-        return EDBA.paper()
-
-    return use
+def scheduled(sizes):
+    """EDBA that follows a list of batch sizes."""
+    return EDBA.paper(batch_size_policy=following(sizes))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_every_epoch_is_one_pass_over_the_data(scheduled, workers, drop_last):
+def test_every_epoch_is_one_pass_over_the_data(workers, drop_last):
     watch = Watch()
     loader = points_loader(with_index=True, num_workers=workers, drop_last=drop_last, persistent_workers=workers > 0)
     run = trainer([scheduled(WILD)], loader=loader, callbacks=[watch], max_duration="4ep")
@@ -47,7 +41,7 @@ def test_every_epoch_is_one_pass_over_the_data(scheduled, workers, drop_last):
     assert watch.lengths[-1] >= 1
 
 
-def test_hundreds_of_resizes_never_leave_the_given_subset(scheduled):
+def test_hundreds_of_resizes_never_leave_the_given_subset():
     """The index set is fixed: what is ever yielded are the given indices, each once an epoch."""
     given = sorted(torch.randperm(256)[:60].tolist())
     watch = Watch()
@@ -68,7 +62,7 @@ def test_hundreds_of_resizes_never_leave_the_given_subset(scheduled):
         assert len(running) == count
 
 
-def test_distinct_samples_count_only_what_was_trained_on(scheduled):
+def test_distinct_samples_count_only_what_was_trained_on():
     watch = Watch()
     run = trainer([scheduled([64])], loader=points_loader(with_index=True), callbacks=[watch], max_duration="1ep")
     run.fit()
@@ -76,7 +70,7 @@ def test_distinct_samples_count_only_what_was_trained_on(scheduled):
     assert logged(run, "edba/distinct_samples")[-1] == len(seen) < 256
 
 
-def test_durations_in_samples_and_batches(scheduled):
+def test_durations_in_samples_and_batches():
     watch = Watch()
     run = trainer([scheduled(WILD)], callbacks=[watch], max_duration="1024sp")
     run.fit()
@@ -90,7 +84,7 @@ def test_durations_in_samples_and_batches(scheduled):
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_an_epoch_that_ends_with_the_last_batch_of_the_duration_ends(scheduled, drop_last):
+def test_an_epoch_that_ends_with_the_last_batch_of_the_duration_ends(drop_last):
     """Composer fires this EPOCH_END only if the epoch's length is right to the batch."""
     watch = Watch()
     loader = points_loader(size=250, drop_last=drop_last)
@@ -100,7 +94,7 @@ def test_an_epoch_that_ends_with_the_last_batch_of_the_duration_ends(scheduled, 
     assert len(watch.epoch_ends) == 1
 
 
-def test_milestones_fall_at_their_epochs(scheduled):
+def test_milestones_fall_at_their_epochs():
     watch = Watch()
     run = trainer(
         [scheduled(WILD)],
@@ -118,7 +112,7 @@ def test_milestones_fall_at_their_epochs(scheduled):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "warmup"])
-def test_schedules_in_epochs_follow_the_samples(scheduled, schedule):
+def test_schedules_in_epochs_follow_the_samples(schedule):
     watch = Watch()
     scheduler = (
         CosineAnnealingScheduler()
@@ -142,7 +136,7 @@ def test_schedules_in_epochs_follow_the_samples(scheduled, schedule):
 
 
 @pytest.mark.parametrize(("interval", "expected"), [("1ep", 4), ("3ba", None), ("0.5dur", 2)])
-def test_evaluation_intervals(scheduled, interval, expected):
+def test_evaluation_intervals(interval, expected):
     watch = Watch()
     run = trainer(
         [scheduled(WILD)],
@@ -160,7 +154,7 @@ def test_evaluation_intervals(scheduled, interval, expected):
         assert len(watch.evaluations) == expected
 
 
-def test_repeated_fits_go_on_with_the_same_loader_and_size(scheduled):
+def test_repeated_fits_go_on_with_the_same_loader_and_size():
     watch = Watch()
     loader = points_loader()
     run = trainer([scheduled(WILD)], loader=loader, callbacks=[watch], max_duration="1ep")
@@ -178,7 +172,7 @@ def test_repeated_fits_go_on_with_the_same_loader_and_size(scheduled):
     assert sum(watch.pools) == 4 * 256 + 2 * 90
 
 
-def test_train_subset_num_batches_is_kept(scheduled):
+def test_train_subset_num_batches_is_kept():
     watch = Watch()
     run = trainer([scheduled([64, 30, 40])], callbacks=[watch], max_duration="3ep", train_subset_num_batches=3)
     run.fit()
@@ -197,7 +191,7 @@ def test_the_batch_size_is_bounded_by_the_data_set():
     assert run.state.algorithms[-1]._engine._selector.policy.maximum == 70
 
 
-def test_the_length_that_evaluation_restores_is_not_clamped(scheduled):
+def test_the_length_that_evaluation_restores_is_not_clamped():
     """The setter that evaluation goes through would warn, which is an error here."""
     watch = Watch()
     run = trainer(
@@ -211,7 +205,7 @@ def test_the_length_that_evaluation_restores_is_not_clamped(scheduled):
     assert sum(watch.pools) == 6 * 256
 
 
-def test_the_estimate_is_batches_per_epoch_so_far(scheduled):
+def test_the_estimate_is_batches_per_epoch_so_far():
     watch = Watch()
     run = trainer([scheduled(WILD)], loader=points_loader(size=1024), callbacks=[watch], max_duration="3ep")
     run.fit()

@@ -6,7 +6,7 @@ from composer import Trainer
 
 from composer_edba import EDBA
 from tests.support.small_runs import Watch, logged, points_loader, trainer
-from tests.support.torch_runs import Sizes
+from tests.support.torch_runs import following
 
 WILD = [64, 100, 30, 17, 128, 10, 55, 90, 23, 41, 12]
 
@@ -32,11 +32,9 @@ def run(folder, *, workers, duration, policy, load=None, save=None, algorithms=N
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("policy", ["scheduled", "loss", "margin", "noise_scale", "fixed"])
-def test_resumed_in_mid_epoch_it_ends_bitwise_equal(tmp_path, monkeypatch, workers, policy):
-    if policy == "scheduled":
-        monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(WILD))
-    name = "margin" if policy == "scheduled" else policy
-    whole, watch, edba = run(tmp_path / "whole", workers=workers, duration="4ep", policy=name, save="1ba")
+def test_resumed_in_mid_epoch_it_ends_bitwise_equal(tmp_path, workers, policy):
+    policy = following(WILD) if policy == "scheduled" else policy
+    whole, watch, edba = run(tmp_path / "whole", workers=workers, duration="4ep", policy=policy, save="1ba")
     ends = [batch for _, batch, _ in watch.epoch_ends]
     steps = int(whole.state.timestamp.batch)
     # In mid-epoch, one batch before an epoch's end, and exactly at its end (before EPOCH_END has run).
@@ -45,7 +43,7 @@ def test_resumed_in_mid_epoch_it_ends_bitwise_equal(tmp_path, monkeypatch, worke
             tmp_path / f"again{cut}",
             workers=workers,
             duration="4ep",
-            policy=name,
+            policy=policy,
             load=str(tmp_path / "whole" / f"ba{cut}.pt"),
         )
         assert int(again.state.timestamp.batch) == steps

@@ -4,7 +4,7 @@ from ignite.engine import Events, create_supervised_trainer
 from torch import nn
 
 from composer_edba.ignite import EDBAHandler
-from tests.support.torch_runs import loader, net, sgd
+from tests.support.torch_runs import following, loader, net, sgd
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -28,12 +28,13 @@ class Watch:
         self.lengths.append(engine.state.epoch_length)
 
 
-def attached(model=None, data=None, settings=None, **trainer_arguments):
-    """A supervised trainer with EDBA: (trainer, handler, loader, watch)."""
+def attached(model=None, data=None, settings=None, sizes=None, **trainer_arguments):
+    """A supervised trainer with EDBA, whose batches may follow ``sizes``: (trainer, handler, loader, watch)."""
     model = net() if model is None else model
     data = loader() if data is None else data
     trainer = create_supervised_trainer(model, sgd(model), LOSS, **trainer_arguments)
     watch = Watch(trainer)
-    handler = EDBAHandler(model, LOSS, preset="paper", **(settings or {}))
+    policy = {} if sizes is None else {"batch_size_policy": following(sizes)}
+    handler = EDBAHandler(model, LOSS, preset="paper", **policy, **(settings or {}))
     handler.attach(trainer, data)
     return trainer, handler, data, watch

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from composer_edba.ignite import EDBAHandler
 from tests.ignite.ignite_runs import LOSS, attached
-from tests.support.torch_runs import loader, net, points, prescribe_sizes
+from tests.support.torch_runs import loader, net, points
 
 
 def test_subsets_of_the_pools_are_trained_on():
@@ -25,9 +25,8 @@ def test_subsets_of_the_pools_are_trained_on():
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("sizes", [[64, 20, 11, 128, 37, 10], [10, 200, 200, 30], [64]])
-def test_every_epoch_sees_each_sample_once(monkeypatch, sizes, workers):
-    prescribe_sizes(monkeypatch, sizes)
-    trainer, _, data, watch = attached(data=loader(num_workers=workers))
+def test_every_epoch_sees_each_sample_once(sizes, workers):
+    trainer, _, data, watch = attached(data=loader(num_workers=workers), sizes=sizes)
     trainer.run(data, max_epochs=5)
     assert trainer.state.epoch == 5
     assert [sorted(epoch) for epoch in watch.epochs] == [list(range(256))] * 5
@@ -36,38 +35,34 @@ def test_every_epoch_sees_each_sample_once(monkeypatch, sizes, workers):
         assert len(set(watch.pools)) >= len(set(sizes)) - 1
 
 
-def test_dropping_the_last_batch_leaves_out_less_than_a_batch(monkeypatch):
-    prescribe_sizes(monkeypatch, [48, 30, 17])
-    trainer, _, data, watch = attached(data=loader(drop_last=True))
+def test_dropping_the_last_batch_leaves_out_less_than_a_batch():
+    trainer, _, data, watch = attached(data=loader(drop_last=True), sizes=[48, 30, 17])
     trainer.run(data, max_epochs=3)
     assert all(len(set(epoch)) == len(epoch) and 256 - 48 < len(epoch) <= 256 for epoch in watch.epochs)
 
 
-def test_data_of_unknown_length(monkeypatch):
+def test_data_of_unknown_length():
     class Stream(IterableDataset):
         def __iter__(self):
             data = points(100)
             return (data[index] for index in range(100))
 
-    prescribe_sizes(monkeypatch, [16, 5, 31])
     data = DataLoader(Stream(), batch_size=16)
-    trainer, _, data, watch = attached(data=data)
+    trainer, _, data, watch = attached(data=data, sizes=[16, 5, 31])
     trainer.run(data, max_epochs=3)
     assert [sorted(epoch) for epoch in watch.epochs] == [list(range(100))] * 3
     assert "edba/distinct_samples" not in trainer.state.metrics
 
 
-def test_an_epoch_length_of_the_users_own_stays(monkeypatch):
-    prescribe_sizes(monkeypatch, [64, 20, 11])
-    trainer, _, data, watch = attached()
+def test_an_epoch_length_of_the_users_own_stays():
+    trainer, _, data, watch = attached(sizes=[64, 20, 11])
     trainer.run(data, max_epochs=3, epoch_length=7)
     assert set(watch.lengths) == {7}
     assert (trainer.state.iteration, trainer.state.epoch) == (21, 3)
 
 
-def test_a_number_of_iterations_is_that_number(monkeypatch):
-    prescribe_sizes(monkeypatch, [64, 20, 11])
-    trainer, _, data, watch = attached()
+def test_a_number_of_iterations_is_that_number():
+    trainer, _, data, watch = attached(sizes=[64, 20, 11])
     trainer.run(data, max_iters=50)
     assert trainer.state.iteration == len(watch.pools) == 50
     assert [len(epoch) for epoch in watch.epochs[:-1]] == [256] * (len(watch.epochs) - 1)
@@ -86,18 +81,16 @@ def test_a_second_run_goes_on_with_averages_and_size():
     assert handler.state_dict()["selector"]["averages"] != averages
 
 
-def test_an_epoch_that_is_terminated_is_followed_by_a_whole_one(monkeypatch):
-    prescribe_sizes(monkeypatch, [64, 20, 11])
-    trainer, _, data, watch = attached()
+def test_an_epoch_that_is_terminated_is_followed_by_a_whole_one():
+    trainer, _, data, watch = attached(sizes=[64, 20, 11])
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda engine: engine.terminate_epoch())
     trainer.run(data, max_epochs=3)
     assert len(watch.epochs[0]) < 256
     assert [sorted(epoch) for epoch in watch.epochs[1:]] == [list(range(256))] * 2
 
 
-def test_an_interrupted_run_goes_on(monkeypatch):
-    prescribe_sizes(monkeypatch, [64, 20, 11])
-    trainer, _, data, watch = attached()
+def test_an_interrupted_run_goes_on():
+    trainer, _, data, watch = attached(sizes=[64, 20, 11])
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda engine: engine.interrupt())
     trainer.run(data, max_epochs=2)
     assert trainer.state.iteration == 3
@@ -105,9 +98,8 @@ def test_an_interrupted_run_goes_on(monkeypatch):
     assert [sorted(epoch) for epoch in watch.epochs] == [list(range(256))] * 2
 
 
-def test_epoch_length_tells_no_epoch_too_many(monkeypatch):
-    prescribe_sizes(monkeypatch, [200, 10, 10, 10, 90])
-    trainer, _, data, watch = attached()
+def test_epoch_length_tells_no_epoch_too_many():
+    trainer, _, data, watch = attached(sizes=[200, 10, 10, 10, 90])
     seen = []
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED | Events.EPOCH_COMPLETED,
@@ -118,11 +110,11 @@ def test_epoch_length_tells_no_epoch_too_many(monkeypatch):
     assert len(watch.pools) / 12 < trainer.state.epoch_length < len(watch.pools) / 3
 
 
-def test_a_distributed_sampler_follows_set_epoch(monkeypatch):
-    prescribe_sizes(monkeypatch, [64, 20, 11])
+def test_a_distributed_sampler_follows_set_epoch():
     data = points()
     sampler = torch.utils.data.DistributedSampler(data, num_replicas=2, rank=0, seed=3)
-    trainer, _, data, watch = attached(data=DataLoader(data, batch_size=64, sampler=sampler, num_workers=1))
+    data = DataLoader(data, batch_size=64, sampler=sampler, num_workers=1)
+    trainer, _, data, watch = attached(data=data, sizes=[64, 20, 11])
     trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: sampler.set_epoch(engine.state.epoch - 1))
     trainer.run(data, max_epochs=3)
     for number, epoch in enumerate(watch.epochs):
@@ -130,9 +122,8 @@ def test_a_distributed_sampler_follows_set_epoch(monkeypatch):
         assert epoch == list(sampler)
 
 
-def test_the_progress_bar_follows(monkeypatch, capsys):
-    prescribe_sizes(monkeypatch, [64, 20, 11])
-    trainer, _, data, _ = attached()
+def test_the_progress_bar_follows(capsys):
+    trainer, _, data, _ = attached(sizes=[64, 20, 11])
     ProgressBar(persist=True, ncols=200).attach(trainer, metric_names=["edba/subset_size"])
     trainer.run(data, max_epochs=2)
     shown = capsys.readouterr().err
@@ -160,23 +151,21 @@ def test_a_deterministic_engine_needs_batches_of_one_size():
     assert min(subsets) < 64
 
 
-def test_start_and_end_are_fractions_of_training(monkeypatch):
-    prescribe_sizes(monkeypatch, [64])
-    trainer, _, data, watch = attached(settings={"start": 0.25, "end": 0.75})
+def test_start_and_end_are_fractions_of_training():
+    trainer, _, data, watch = attached(settings={"start": 0.25, "end": 0.75}, sizes=[64])
     trainer.run(data, max_epochs=4)
     scored = [len(subset) < pool for subset, pool in zip(watch.subsets, watch.pools, strict=True)]
     assert not any(scored[:4])
     assert any(scored[5:12])
     assert not any(scored[12:])
-    trainer, _, data, watch = attached(settings={"start": 0.5})
+    trainer, _, data, watch = attached(settings={"start": 0.5}, sizes=[64])
     trainer.run(data, max_iters=8)
     assert [len(subset) for subset in watch.subsets[:4]] == [64] * 4
     assert min(len(subset) for subset in watch.subsets[5:]) < 64
 
 
-def test_interrupt_leaves_every_nth_batch_whole(monkeypatch):
-    prescribe_sizes(monkeypatch, [64])
-    trainer, _, data, watch = attached(settings={"interrupt": 2})
+def test_interrupt_leaves_every_nth_batch_whole():
+    trainer, _, data, watch = attached(settings={"interrupt": 2}, sizes=[64])
     trainer.run(data, max_epochs=3)
     assert [len(subset) for subset in watch.subsets[1::2]] == [64] * 6
     assert min(len(subset) for subset in watch.subsets[2::2]) < 64

@@ -7,7 +7,7 @@ from ignite.handlers import Checkpoint, DiskSaver
 
 from composer_edba.ignite import EDBAHandler
 from tests.ignite.ignite_runs import LOSS, Watch, attached
-from tests.support.torch_runs import loader, net, prescribe_sizes, sgd
+from tests.support.torch_runs import following, loader, net, sgd
 
 
 class RandomState:
@@ -70,25 +70,25 @@ def assert_same_end(resumed, whole):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("sizes", [[64, 20, 11, 128, 37, 10], [10, 10, 10, 200, 200, 30]])
-def test_at_any_batch(monkeypatch, tmp_path, sizes, workers):
-    prescribe_sizes(monkeypatch, sizes)
-    whole = Run(tmp_path, 3, Events.ITERATION_COMPLETED, workers).run(4)
+def test_at_any_batch(tmp_path, sizes, workers):
+    policy = following(sizes)
+    whole = Run(tmp_path, 3, Events.ITERATION_COMPLETED, workers, batch_size_policy=policy).run(4)
     paths = sorted(tmp_path.glob("*.pt"), key=lambda path: int(path.stem.split("_")[-1]))
     assert len(paths) == len(whole.watch.pools)
     for path in paths if workers == 0 else paths[::6]:
         done = int(path.stem.split("_")[-1])
-        resumed = Run(tmp_path, 99, workers=workers).resume(path, 4)
+        resumed = Run(tmp_path, 99, workers=workers, batch_size_policy=policy).resume(path, 4)
         assert resumed.watch.subsets == whole.watch.subsets[done:], path
         assert_same_end(resumed, whole)
 
 
-def test_at_the_end_of_an_epoch(monkeypatch, tmp_path):
-    prescribe_sizes(monkeypatch, [64, 20, 11, 128, 37, 10])
-    whole = Run(tmp_path, 3, Events.EPOCH_COMPLETED).run(4)
+def test_at_the_end_of_an_epoch(tmp_path):
+    policy = following([64, 20, 11, 128, 37, 10])
+    whole = Run(tmp_path, 3, Events.EPOCH_COMPLETED, batch_size_policy=policy).run(4)
     paths = sorted(tmp_path.glob("*.pt"))
     assert len(paths) == 4
     for path in paths:
-        resumed = Run(tmp_path, 99).resume(path, 4)
+        resumed = Run(tmp_path, 99, batch_size_policy=policy).resume(path, 4)
         assert [sorted(epoch) for epoch in resumed.watch.epochs] == [list(range(256))] * len(resumed.watch.epochs)
         assert_same_end(resumed, whole)
 
@@ -100,11 +100,11 @@ def test_with_the_margins_policy(tmp_path):
     assert_same_end(Run(tmp_path, 99, batch_size=32).resume(path, 20), whole)
 
 
-def test_a_longer_run(monkeypatch, tmp_path):
-    prescribe_sizes(monkeypatch, [64, 20, 11, 128])
-    Run(tmp_path, 3, Events.COMPLETED).run(2)
+def test_a_longer_run(tmp_path):
+    policy = following([64, 20, 11, 128])
+    Run(tmp_path, 3, Events.COMPLETED, batch_size_policy=policy).run(2)
     (path,) = tmp_path.glob("*.pt")
-    resumed = Run(tmp_path, 99).resume(path, 5)
+    resumed = Run(tmp_path, 99, batch_size_policy=policy).resume(path, 5)
     assert resumed.trainer.state.epoch == 5
     assert [sorted(epoch) for epoch in resumed.watch.epochs] == [list(range(256))] * 3
 
@@ -119,12 +119,12 @@ def test_another_policy_begins_anew_and_averages_go_on(tmp_path):
     assert len(resumed.watch.subsets[0]) < 32  # no first step, which takes the whole pool
 
 
-def test_other_data_cannot_go_on_inside_of_a_pass(monkeypatch, tmp_path):
-    prescribe_sizes(monkeypatch, [64, 20])
-    Run(tmp_path, 3, Events.ITERATION_COMPLETED(once=2)).run(1)
+def test_other_data_cannot_go_on_inside_of_a_pass(tmp_path):
+    policy = following([64, 20])
+    Run(tmp_path, 3, Events.ITERATION_COMPLETED(once=2), batch_size_policy=policy).run(1)
     (path,) = tmp_path.glob("*.pt")
     with pytest.raises(ValueError, match=r"inside of a pass over 256 samples on 1 rank.*over 100 samples on 1 rank"):
-        Run(tmp_path, 99, size=100).resume(path, 2)
+        Run(tmp_path, 99, size=100, batch_size_policy=policy).resume(path, 2)
 
 
 def test_state_is_plain():

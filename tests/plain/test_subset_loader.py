@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from composer_edba.plain import SubsetLoader
-from tests.support.torch_runs import loader, net, points, prescribe_sizes, sgd
+from tests.support.torch_runs import following, loader, net, points, sgd
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -41,11 +41,11 @@ def test_a_loop_trains_on_chosen_subsets():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_pass_sees_each_sample_once(monkeypatch, workers):
-    prescribe_sizes(monkeypatch, [64, 20, 11, 128, 40])
-    model = net()
+def test_every_pass_sees_each_sample_once(workers):
+    policy = following([64, 20, 11, 128, 40])
+    model, data = net(), loader(num_workers=workers)
     # No pool is larger than the smallest subset, so all of each is yielded.
-    subsets = SubsetLoader(loader(num_workers=workers), model, LOSS, preset="paper", min_subset_size=200)
+    subsets = SubsetLoader(data, model, LOSS, preset="paper", min_subset_size=200, batch_size_policy=policy)
     sizes = set()
     for _ in range(4):
         steps = train(subsets, model, sgd(model))
@@ -71,12 +71,12 @@ def test_the_loop_is_that_of_ignite():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_loop_resumed_at_any_batch_ends_as_the_whole_one(monkeypatch, workers):
-    prescribe_sizes(monkeypatch, [64, 20, 11, 128, 37])
+def test_a_loop_resumed_at_any_batch_ends_as_the_whole_one(workers):
+    policy = following([64, 20, 11, 128, 37])
 
     def parts():
-        model = net(dropout=0.0)
-        return model, sgd(model), SubsetLoader(loader(num_workers=workers), model, LOSS, preset="paper")
+        model, data = net(dropout=0.0), loader(num_workers=workers)
+        return model, sgd(model), SubsetLoader(data, model, LOSS, preset="paper", batch_size_policy=policy)
 
     model, optimizer, subsets = parts()
     torch.manual_seed(3)
@@ -103,10 +103,9 @@ def test_a_loop_resumed_at_any_batch_ends_as_the_whole_one(monkeypatch, workers)
             assert torch.equal(twin.state_dict()[name], tensor), (done, name)
 
 
-def test_a_loop_that_breaks_off_begins_a_new_pass(monkeypatch):
-    prescribe_sizes(monkeypatch, [64, 20])
-    model = net()
-    subsets = SubsetLoader(loader(), model, LOSS, preset="paper", min_subset_size=200)
+def test_a_loop_that_breaks_off_begins_a_new_pass():
+    model, policy = net(), following([64, 20])
+    subsets = SubsetLoader(loader(), model, LOSS, preset="paper", min_subset_size=200, batch_size_policy=policy)
     assert len(train(subsets, model, sgd(model), stop=2)) == 2
     steps = train(subsets, model, sgd(model))
     assert sorted(index for step in steps for index in step) == list(range(256))

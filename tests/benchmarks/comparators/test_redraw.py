@@ -7,7 +7,7 @@ from torch.utils.data import DistributedSampler
 from benchmarks.comparators.redraw import RedrawOnResize
 from composer_edba import EDBA
 from tests.support.small_runs import Watch, logged, points_loader, trainer
-from tests.support.torch_runs import Sizes
+from tests.support.torch_runs import following
 
 
 class Pools(Callback):
@@ -21,9 +21,8 @@ class Pools(Callback):
         self.draws.append(self.redraw.draws)
 
 
-def fit(monkeypatch, sizes, redraw, *, edba_first=True, max_duration="6ep", **kwargs):
-    monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(sizes))
-    edba = EDBA.paper(num_candidates=8, min_subset_size=4, min_batch_size=4)
+def fit(sizes, redraw, *, edba_first=True, max_duration="6ep", **kwargs):
+    edba = EDBA.paper(num_candidates=8, min_subset_size=4, min_batch_size=4, batch_size_policy=following(sizes))
     pools, watch = Pools(edba, redraw), Watch()
     run = trainer(
         [edba, redraw] if edba_first else [redraw, edba],
@@ -37,8 +36,8 @@ def fit(monkeypatch, sizes, redraw, *, edba_first=True, max_duration="6ep", **kw
 
 
 @pytest.mark.parametrize("edba_first", [True, False])
-def test_constant_size_keeps_one_subset(monkeypatch, edba_first):
-    edba, pools, watch, _ = fit(monkeypatch, [10], RedrawOnResize(40), edba_first=edba_first)
+def test_constant_size_keeps_one_subset(edba_first):
+    edba, pools, watch, _ = fit([10], RedrawOnResize(40), edba_first=edba_first)
     assert set(pools.draws) == {1}
     for epoch in range(6):
         seen = list(chain(*pools.indices[4 * epoch : 4 * epoch + 4]))
@@ -48,10 +47,10 @@ def test_constant_size_keeps_one_subset(monkeypatch, edba_first):
     assert watch.epoch_ends == [(epoch, 4 * epoch, 40 * epoch) for epoch in range(1, 7)]
 
 
-def test_each_change_of_size_draws_anew(monkeypatch):
+def test_each_change_of_size_draws_anew():
     """At once: the rest of the pass comes from the new subset, and a pass has as many samples as ever."""
     sizes = [10, 10, 20, 20, 20, 8, 8]
-    edba, pools, watch, run = fit(monkeypatch, sizes, RedrawOnResize(40))
+    edba, pools, watch, run = fit(sizes, RedrawOnResize(40))
     changes = sum(1 for step in range(1, len(pools.draws)) if pools.draws[step] != pools.draws[step - 1])
     assert changes == pools.draws[-1] - 1 > 3
     by_draw = {}
@@ -64,32 +63,32 @@ def test_each_change_of_size_draws_anew(monkeypatch):
     assert [end[2] for end in watch.epoch_ends] == [40, 80, 120, 160, 200, 240]
 
 
-def test_every_epoch(monkeypatch):
-    _, pools, _, _ = fit(monkeypatch, [10, 20], RedrawOnResize(40, every="epoch"))
+def test_every_epoch():
+    _, pools, _, _ = fit([10, 20], RedrawOnResize(40, every="epoch"))
     assert pools.draws[-1] == 6
     ends = [step for step in range(1, len(pools.draws)) if pools.draws[step] != pools.draws[step - 1]]
     for first, last in zip([0, *ends], [*ends, None], strict=True):
         assert len(set(chain(*pools.indices[first:last]))) == 40
 
 
-def test_seed_alone_says_which(monkeypatch):
+def test_seed_alone_says_which():
     first, second, other = (
-        fit(monkeypatch, [10, 20], RedrawOnResize(40, seed=seed), max_duration="2ep")[1].indices for seed in (1, 1, 2)
+        fit([10, 20], RedrawOnResize(40, seed=seed), max_duration="2ep")[1].indices for seed in (1, 1, 2)
     )
     assert first == second != other
 
 
-def test_loader_of_the_yaml_runs(monkeypatch):
+def test_loader_of_the_yaml_runs():
     """Its order comes from a DistributedSampler over the full set, which must not decide any more."""
     data = points_loader(256, 10).dataset
     loader = points_loader(256, 10, shuffle=None, sampler=DistributedSampler(data, num_replicas=1, rank=0))
-    _, pools, _, _ = fit(monkeypatch, [10], RedrawOnResize(40), loader=loader)
+    _, pools, _, _ = fit([10], RedrawOnResize(40), loader=loader)
     assert len(set(chain(*pools.indices))) == 40
 
 
-def test_resumes_at_an_epochs_end_only(monkeypatch, tmp_path):
+def test_resumes_at_an_epochs_end_only(tmp_path):
     def run(**kwargs):
-        return fit(monkeypatch, [10], RedrawOnResize(40), max_duration="2ep", **kwargs)[1].indices
+        return fit([10], RedrawOnResize(40), max_duration="2ep", **kwargs)[1].indices
 
     for interval in ("1ba", "1ep"):
         whole = run(save_folder=str(tmp_path), save_interval=interval, save_filename=f"{interval}-{{batch}}")
@@ -113,9 +112,9 @@ def test_arguments_are_checked(arguments, message):
         RedrawOnResize(**arguments)
 
 
-def test_more_samples_than_there_are(monkeypatch):
+def test_more_samples_than_there_are():
     with pytest.raises(ValueError, match="samples=257 exceeds the 256 samples"):
-        fit(monkeypatch, [10], RedrawOnResize(257))
+        fit([10], RedrawOnResize(257))
 
 
 def test_edba_is_needed():

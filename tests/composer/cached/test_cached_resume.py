@@ -5,7 +5,7 @@ import torch
 
 from composer_edba import EDBA
 from tests.support.small_runs import Watch, logged, points_loader, trainer
-from tests.support.torch_runs import Sizes
+from tests.support.torch_runs import following
 
 WILD = [64, 100, 30, 17, 128, 10, 55, 90, 23, 41, 12]
 METRICS = (
@@ -19,9 +19,20 @@ METRICS = (
 )
 
 
-def run(folder, *, workers=0, duration="4ep", load=None, save=None, algorithms=None, scoring="cached", **kwargs):
+def run(
+    folder,
+    *,
+    workers=0,
+    duration="4ep",
+    load=None,
+    save=None,
+    algorithms=None,
+    scoring="cached",
+    policy="margin",
+    **kwargs,
+):
     watch = Watch()
-    edba = EDBA.paper(scoring=scoring, min_subset_size=5)
+    edba = EDBA.paper(scoring=scoring, batch_size_policy=policy, min_subset_size=5)
     result = trainer(
         [edba] if algorithms is None else algorithms,
         loader=points_loader(with_index=True, num_workers=workers),
@@ -45,16 +56,15 @@ def equal_weights(a, b):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("sizes", ["wild", "margin"])
-def test_resumed_anywhere_it_ends_bitwise_equal(tmp_path, monkeypatch, workers, sizes):
-    if sizes == "wild":
-        monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(WILD))
-    whole, watch, edba = run(tmp_path / "whole", workers=workers, save="1ba")
+def test_resumed_anywhere_it_ends_bitwise_equal(tmp_path, workers, sizes):
+    policy = following(WILD) if sizes == "wild" else sizes
+    whole, watch, edba = run(tmp_path / "whole", workers=workers, policy=policy, save="1ba")
     ends = [batch for _, batch, _ in watch.epoch_ends]
     assert min(watch.subsets) < 64
     # In the pass in which everything is new, in mid-epoch, one batch before an epoch's end, and exactly at its end.
     for cut in (2, ends[1] + 2, ends[1] - 1, ends[1]):
         again, seen, resumed = run(
-            tmp_path / f"again{cut}", workers=workers, load=str(tmp_path / "whole" / f"ba{cut}.pt")
+            tmp_path / f"again{cut}", workers=workers, policy=policy, load=str(tmp_path / "whole" / f"ba{cut}.pt")
         )
         assert int(again.state.timestamp.batch) == int(whole.state.timestamp.batch)
         assert seen.indices == watch.indices[cut:]

@@ -32,7 +32,7 @@ from tests.support.small_runs import (
     points_loader,
     trainer,
 )
-from tests.support.torch_runs import Sizes
+from tests.support.torch_runs import following
 
 SIZE = 256
 WILD = [64, 100, 30, 17, 128, 10, 55, 90, 23, 41, 12]
@@ -329,12 +329,11 @@ def test_ages_are_steps_between_recording_and_training():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_epoch_is_one_pass_over_the_data_whatever_the_sizes(monkeypatch, workers):
-    monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(WILD))
+def test_every_epoch_is_one_pass_over_the_data_whatever_the_sizes(workers):
     watch = Watch()
     model = classifier()
     run = trainer(
-        [cached(min_subset_size=5)],
+        [cached(min_subset_size=5, batch_size_policy=following(WILD))],
         model=model,
         optimizers=torch.optim.SGD(model.parameters(), lr=0.05),
         loader=points_loader(with_index=True, num_workers=workers),

@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
 from composer_edba import EDBA
 from tests.support.paths import ROOT
 from tests.support.small_runs import Points, Watch, classifier, logged, points_loader, trainer
-from tests.support.torch_runs import Sizes
+from tests.support.torch_runs import following
 
 RESUME = 4  # epochs of every resumed run
 SIZE = 256
@@ -276,12 +276,12 @@ def test_another_number_of_ranks_is_refused_in_mid_epoch_and_right_from_its_end_
 
 
 @pytest.mark.parametrize("batches", [1, 2, 5])
-def test_a_second_fit_in_mid_epoch_goes_on_with_the_same_pass(monkeypatch, batches):
+def test_a_second_fit_in_mid_epoch_goes_on_with_the_same_pass(batches):
     """The trainer skips the batches of the pass so far, which must have the sizes they had."""
     sizes = [64, 100, 30, 17, 12, 70, 10]
-    monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(sizes))
     watch = Watch()
-    run = trainer([EDBA.paper()], loader=points_loader(with_index=True), callbacks=[watch], max_duration=f"{batches}ba")
+    edba = EDBA.paper(batch_size_policy=following(sizes))
+    run = trainer([edba], loader=points_loader(with_index=True), callbacks=[watch], max_duration=f"{batches}ba")
     run.fit()
     while int(run.state.timestamp.epoch) < 3:
         run.fit(duration=f"{batches}ba")

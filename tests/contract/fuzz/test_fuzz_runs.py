@@ -1,6 +1,5 @@
 """Short real Trainer runs of random settings: what must hold of any run holds of each."""
 
-import contextlib
 import warnings
 from itertools import pairwise
 
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
-import composer_edba.engine
 from composer_edba import EDBA
 from tests.contract.fuzz.counter import ran
 from tests.support.small_runs import CLASSES, FEATURES, Points, epochs_before_steps, logged, trainer
@@ -105,20 +103,13 @@ class Inspector(Callback):
         self.epoch_ends.append((int(state.timestamp.epoch), int(state.timestamp.batch), int(state.timestamp.sample)))
 
 
-@contextlib.contextmanager
-def following(sizes):
-    """Has EDBA follow a list of batch sizes: its own rules take longer to move than these runs last."""
-    original = composer_edba.engine.make_policy
-    if sizes:
+def within_bounds(sizes):
+    """A policy that follows a list of batch sizes: EDBA's own take longer to move than these runs last."""
 
-        def schedule(name, size, minimum, maximum, ranks=1, options=None):
-            return Sizes([min(max(s, minimum), maximum) for s in sizes])
+    def make(size, minimum, maximum):
+        return Sizes([min(max(s, minimum), maximum) for s in sizes])
 
-        composer_edba.engine.make_policy = schedule
-    try:
-        yield
-    finally:
-        composer_edba.engine.make_policy = original
+    return make
 
 
 @st.composite
@@ -170,8 +161,9 @@ def train(case):
     spec = DataSpec(loader, get_num_samples_in_batch=lambda batch: len(parts(batch)[1]))
     inspector = Inspector(data)
     number, unit = case["duration"]
+    policy = {"batch_size_policy": within_bounds(case["sizes"])} if case["sizes"] else {}
     run = trainer(
-        [EDBA(**case["edba"])],
+        [EDBA(**{**case["edba"], **policy})],
         loader=spec,
         model=Model(),
         callbacks=[inspector],
@@ -181,7 +173,7 @@ def train(case):
         schedulers=MultiStepScheduler(["1ep", "2ep"], gamma=0.1),
     )
     pieces = [1] * number if case["pieces"] and number <= 20 else [number]
-    with following(case["sizes"]), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*lies outside of min_batch_size")
         for piece in pieces:
             run.fit(duration=f"{piece}{unit}") if len(pieces) > 1 else run.fit()

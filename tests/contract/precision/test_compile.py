@@ -7,7 +7,7 @@ from torch._dynamo.utils import counters
 
 from composer_edba import EDBA
 from tests.support.small_runs import Watch, classifier, trainer
-from tests.support.torch_runs import Sizes
+from tests.support.torch_runs import following
 
 SIZES = [64, 100, 30, 17, 128, 55, 90, 23, 41, 12]
 
@@ -58,9 +58,8 @@ class GraphsEachStep(Watch):
 
 
 @pytest.mark.parametrize("limit", [None, 24])
-def test_no_graph_is_added_by_scoring_or_by_new_sizes(monkeypatch, limit):
-    monkeypatch.setattr("composer_edba.engine.make_policy", lambda *args, **kwargs: Sizes(SIZES))
-    backend, edba = Counting(), EDBA.paper(min_subset_size=8)
+def test_no_graph_is_added_by_scoring_or_by_new_sizes(limit):
+    backend, edba = Counting(), EDBA.paper(min_subset_size=8, batch_size_policy=following(SIZES))
     watch, compiled = GraphsEachStep(backend), graphs_around_scoring(edba, backend)
     run = trainer(
         [edba],
