@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from composer_edba import __version__
+from composer_edba.train.machine import cpu_name
 
 __all__ = ["available_bytes", "described", "hardware", "machine", "versions"]
 
@@ -31,7 +32,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     """
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "gpu": gpu and gpu.name,
         "cores": os.cpu_count(),
         "memory_bytes": gpu.total_memory if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -84,11 +85,3 @@ def _git(*command: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")

@@ -88,7 +88,7 @@ def test_it_arrives_in_a_classs_help():
     assert lines.index("Raises:") == lines.index("    temperature: How freely to choose, > 0. Default 0.5.") + 2
     assert not any(line.strip().startswith(("settings:", "start:", "end:")) for line in lines)
     parameters = inspect.signature(Loop).parameters
-    assert list(parameters)[0] == "model"
+    assert next(iter(parameters)) == "model"
     assert parameters["temperature"].default == 0.5
     assert not {"self", "settings", "start", "end"} & set(parameters)
     shown = pydoc.render_doc(Loop, renderer=pydoc.plaintext)
@@ -109,9 +109,9 @@ def test_it_is_checked():
         checked({"temperature": -1.5}, "plain", MORE)
     with pytest.raises(TypeError, match=r"^temperature is 'hot': it must be a number above 0$"):
         checked({"temperature": "hot"}, "composer", MORE)
-    with pytest.raises(TypeError, match="^unknown argument 'temperature'"):
+    with pytest.raises(TypeError, match=r"^unknown argument 'temperature'"):
         checked({"temperature": 1.0}, "ignite", MORE)
-    with pytest.raises(TypeError, match="^unknown argument 'temperature'"):
+    with pytest.raises(TypeError, match=r"^unknown argument 'temperature'"):
         checked({"temperature": 1.0})
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from composer.algorithms import SelectiveBackprop
 from composer.utils import dist
 
 from composer_edba import EDBA
+from composer_edba.train.machine import hardware, versions
 from composer_edba.train.picture import plot_run
 from composer_edba.train.series import ACCURACY, Series, read_log
 from composer_edba.train.verdict import what_edba_did
@@ -152,8 +150,8 @@ def write_summary(
         else [],
         "seed": config.get("seed"),
         "config": config,
-        "versions": _versions(),
-        "hardware": _hardware(),
+        "versions": versions(),
+        "hardware": hardware(),
     }
     path = folder / SUMMARY_FILE
     path.write_text(json.dumps(_finite(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -223,29 +221,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("composer-edba", "mosaicml", "torchvision", "numpy"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed as a package"
-    return versions
-
-
-def _hardware() -> dict[str, Any]:
-    return {
-        "cpu": _cpu_name(),
-        "torch_num_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "ranks": dist.get_world_size(),
-    }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
