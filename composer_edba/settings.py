@@ -234,7 +234,10 @@ SETTINGS: dict[str, Setting] = table_of(Settings)
 
 
 def checked(
-    given: Mapping[str, Any], loop: str | None = None, table: Mapping[str, Setting] | None = None
+    given: Mapping[str, Any],
+    loop: str | None = None,
+    table: Mapping[str, Setting] | None = None,
+    together: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """All settings, those that are not given at the preset's value; the preset itself is not among them.
 
@@ -242,6 +245,7 @@ def checked(
         given: arguments by name.
         loop: ``"composer"``, ``"ignite"`` or ``"plain"``: only what can be set there may be given. None: everything.
         table: None: :data:`SETTINGS`.
+        together: raises an error if settings contradict each other; None: what EDBA's need.
 
     Raises:
         ValueError: if an argument is out of its range, or two contradict each other.
@@ -254,14 +258,14 @@ def checked(
             raise TypeError(f"unknown argument {name!r}: {nearest(str(name), known)}")
     for name, value in given.items():
         check_value(name, value, table)
-    preset = given.get("preset", table["preset"].default)
+    preset = given.get("preset", table["preset"].default if "preset" in table else None)
     full = {
         name: entry.paper if preset == "paper" and entry.paper is not ... else entry.default
         for name, entry in table.items()
         if name != "preset"
     }
     full.update((name, value) for name, value in given.items() if name != "preset")
-    _check_together(full)
+    (_check_together if together is None else together)(full)
     return full
 
 
@@ -290,12 +294,15 @@ def _check_together(full: Mapping[str, Any]) -> None:
         )
     if not full["start"] < full["end"]:
         raise ValueError(f"start is {full['start']} and end is {full['end']}: they must satisfy 0 <= start < end <= 1")
-    check_batch_bounds(full["min_batch_size"], full["max_batch_size"], full["min_subset_size"])
+    check_batch_bounds(full)
     check_policy_options(full["batch_size_policy"], full["policy_options"])
 
 
-def check_batch_bounds(min_batch_size: int, max_batch_size: int, min_subset_size: int) -> None:
-    """Raise a ValueError if the bounds contradict each other."""
+def check_batch_bounds(full: Mapping[str, Any]) -> None:
+    """Raise a ValueError if the bounds of batch and subset contradict each other."""
+    min_batch_size, max_batch_size, min_subset_size = (
+        full[name] for name in ("min_batch_size", "max_batch_size", "min_subset_size")
+    )
     if min_batch_size > max_batch_size:
         raise ValueError(
             f"min_batch_size is {min_batch_size} and max_batch_size is {max_batch_size}: the first must not exceed it"

@@ -15,55 +15,43 @@ from composer.loggers import Logger
 from composer.models import ComposerModel
 from composer.utils import dist, ensure_tuple
 from torch import Tensor
+from typing_extensions import Unpack
 
 from composer_edba.composer.algorithm import EDBA
 from composer_edba.composer.epochs import EpochLength
 from composer_edba.composer.microbatches import Microbatches
 from composer_edba.dba.chosen_count import ChosenCountPolicy
-from composer_edba.dba.layer_subsets import Guide, LayerSubsets, LayerSubsetSelector, Search
+from composer_edba.dba.layer_subsets import LayerSubsets, LayerSubsetSelector
 from composer_edba.dba.per_sample_gradients import LayerRecorder, check_gradients
 from composer_edba.dba.sample_mixing import check_samples_stay_apart
+from composer_edba.dba.settings import DBA_SETTINGS, DBASettings
 from composer_edba.engine import step_generator
 from composer_edba.loading.batch import batch_size, index_batch
 from composer_edba.loading.pools import Pools
-from composer_edba.method.choice import Criterion
-from composer_edba.settings import check_batch_bounds, check_value
+from composer_edba.scoring.forward import check_mean
+from composer_edba.settings import check_batch_bounds, checked, documented, shown
 
 __all__ = ["DBA"]
 
 
+@documented("composer", DBA_SETTINGS)
 class DBA(Algorithm):
     """Dynamic Batch Adaptation: update each layer with the samples whose gradients suit it.
 
     EDBA's predecessor, to compare with: it needs the per-sample gradients of every layer. For each layer (a module with
     trainable parameters of its own) samples are taken out of the batch, or put in, one after the other, to bring
-    |(M - M̄) / (G_l - Ḡ_l) - 1| closer to zero, M being the batch's mean loss and G_l the norm of the
-    layer's mean gradient over its subset, bars their running averages. The optimizer then sees the mean over the
-    subset. The batch size follows how many samples the layers chose lately. Source: Simionescu, Stoica and Herscovici,
-    "Dynamic Batch Adaptation", arXiv 2208.00815, of which we could read the abstract alone; docs/dba.md says what is
-    ours.
+    |(M - M̄) / (G_l - Ḡ_l) - 1| closer to zero, M being the batch's mean loss and G_l the norm of the layer's mean
+    gradient over its subset, bars their running averages. The optimizer then sees the mean over the subset. The batch
+    size follows how many samples the layers chose lately. Source: Simionescu, Stoica and Herscovici, "Dynamic Batch
+    Adaptation", arXiv 2208.00815, of which we could read the abstract alone; docs/dba.md says what is ours.
 
     Runs on ``Event.AFTER_TRAIN_BATCH``, before all other algorithms: gradient clipping sees the chosen gradients.
     Microbatches and mixed precision are those of training. One rank only. Samples must not mix (no batch
     normalisation), and each layer must be a module that is called, with the batch first; what is not so is refused by
-    name at the first batch.
-
-    A run resumed from a checkpoint goes on bitwise as an uninterrupted one, under the conditions that
-    :class:`~composer_edba.EDBA` states.
+    name at the first batch. Resumed runs go on bitwise, under the conditions that :class:`~composer_edba.EDBA` states.
 
     Args:
-        ema_decay: decay of the running averages, in [0, 1). Default 0.9.
-        min_subset_size: smallest subset of a layer, >= 1. Default 10.
-        min_batch_size: smallest batch, >= 1. Default 10.
-        max_batch_size: largest batch. Default 1000. Training starts at the loader's own batch size.
-        batch_size_policy: ``"chosen"``, see :mod:`composer_edba.dba.chosen_count`, or ``"fixed"``. Default
-            ``"chosen"``.
-        search: ``"removal"``, ``"addition"`` or ``"both"``, see
-            :func:`~composer_edba.dba.layer_subsets.search_subsets`. Default ``"removal"``.
-        guide: ``"norm"`` or ``"margin"``, what each single removal or addition is chosen by, see there. Default
-            ``"norm"``.
-        criterion: ``"margin"``, or ``"random"``, the control: each layer gets as many samples as the margin would
-            choose, but random ones. Default ``"margin"``.
+        settings: see :mod:`composer_edba.dba.settings`.
 
     Attributes:
         chosen: the last batch's subsets, by the name of the layer: positions in the batch, ascending.
@@ -74,32 +62,12 @@ class DBA(Algorithm):
         ValueError: if an argument is out of its range; later, if the network, the ranks or an algorithm beside it do
             not allow for per-sample gradients.
         TypeError: if an argument has a wrong type, or the model is no ComposerModel.
-
-    Example:
-        >>> from composer import Trainer
-        >>> from composer_edba import DBA
-        >>> trainer = Trainer(model=model, train_dataloader=loader, max_duration="10ep", algorithms=[DBA()])
     """
 
-    def __init__(
-        self,
-        ema_decay: float = 0.9,
-        min_subset_size: int = 10,
-        min_batch_size: int = 10,
-        max_batch_size: int = 1000,
-        batch_size_policy: str = "chosen",
-        search: Search = "removal",
-        guide: Guide = "norm",
-        criterion: Criterion = "margin",
-    ):
-        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        _check_arguments(self._arguments)
-        self.min_batch_size = min_batch_size
-        self.max_batch_size = max_batch_size
-        self.batch_size_policy = batch_size_policy
-        self._selector = LayerSubsetSelector(
-            ema_decay=ema_decay, min_subset_size=min_subset_size, search=search, guide=guide, criterion=criterion
-        )
+    def __init__(self, **settings: Unpack[DBASettings]):
+        self.settings = checked(settings, "composer", DBA_SETTINGS, check_batch_bounds)
+        choosing = ("ema_decay", "min_subset_size", "search", "guide", "criterion")
+        self._selector = LayerSubsetSelector(**{name: self.settings[name] for name in choosing})
         self._policy: ChosenCountPolicy | None = None
         self._pools = Pools("DBA", "train_dataloader")
         self._length = EpochLength(self._pools)
@@ -108,11 +76,9 @@ class DBA(Algorithm):
         self._checked = False
         self._dataset_indices: Tensor | None = None
         self._asked = 0  # size that the present batch was drawn for
-        self._loss = 0.0
-        self.samples_drawn = 0
-        self.samples_chosen = 0.0
-        self._step_began = 0.0
-        self._overhead_seconds = 0.0
+        self._loss = 0.0  # summed over the samples
+        self._step_began = self._overhead_seconds = 0.0
+        self.samples_drawn, self.samples_chosen = 0, 0.0
         self._resume_from: dict[str, Any] | None = None
         self.chosen: dict[str, Tensor] = {}
         self._handlers: dict[Event, Callable[[State, Logger], None]] = {
@@ -131,7 +97,7 @@ class DBA(Algorithm):
 
     def __repr__(self) -> str:
         # Composer writes this into checkpoints, so it holds nothing that changes during a run.
-        return f"DBA({', '.join(f'{name}={value!r}' for name, value in self._arguments.items())})"
+        return f"DBA({shown(self.settings)})"
 
     @property
     def batch_size(self) -> int | None:
@@ -196,11 +162,11 @@ class DBA(Algorithm):
             self._pools.warn_of_fixed_batches(loader)
         first_size = None if self._pools.sampler is None else self._pools.sampler.batch_size
         self._set_policy(first_size)
-        if self._resume_from is None:
+        saved, self._resume_from = self._resume_from, None
+        if saved is None:
             self._pools.repeat(int(state.timestamp.batch_in_epoch), first_size)
         else:
-            self._take_up(self._resume_from, state)
-            self._resume_from = None
+            self._take_up(saved, int(state.timestamp.batch_in_epoch))
         self._pools.resize(self.batch_size)
         self._length.install(state, loader if twin is None else twin)
 
@@ -235,15 +201,19 @@ class DBA(Algorithm):
         self._recorder.detach()
 
     def _before_backward(self, state: State, logger: Logger) -> None:
+        size = batch_size(state.batch)
+        self._loss += _loss_value(state.loss) * size
         if not self._checked:
-            _check_mean(state)
-        self._loss += _loss_value(state.loss) * batch_size(state.batch)
+            model: Any = state.model
+            twice = [index_batch(part, torch.arange(size).repeat(2), size) for part in (state.outputs, state.batch)]
+            with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
+                losses = model.loss(state.outputs, state.batch), model.loss(*twice)
+            check_mean(_loss_value(losses[0]), _loss_value(losses[1]), size)
 
     def _after_train_batch(self, state: State, logger: Logger) -> None:
         began = time.perf_counter()
         samples = self._recorder.samples
-        scaler = state.scaler
-        layers = self._recorder.layers(samples / (1.0 if scaler is None else scaler.get_scale()))
+        layers = self._recorder.layers(samples / (1.0 if state.scaler is None else state.scaler.get_scale()))
         self._recorder.clear()  # the layers hold what is left of it
         if not self._checked:
             check_gradients(layers, state.model)
@@ -256,12 +226,16 @@ class DBA(Algorithm):
         for layer, weights, size in zip(layers, subsets.weights, subsets.sizes.tolist(), strict=True):
             if size < samples:  # the gradient that is there is the mean over the whole batch
                 layer.replace_gradient(weights)
-        self._warn_of_nonfinite(state, subsets)
         self.chosen = {name: row.nonzero()[:, 0] for name, row in zip(names, subsets.members, strict=True)}
-        if self._policy is not None and subsets.finite and self.batch_size_policy != "fixed":
+        if self._policy is not None and subsets.finite:
             self._pools.resize(self._policy.update(float(subsets.sizes.double().mean()), samples, self._asked))
-        self._count(subsets, samples)
-        self._log(logger, subsets, samples)
+        if not subsets.finite and self._selector.nonfinite_steps == 1:
+            warnings.warn(
+                f"the loss or a gradient is NaN or infinite at batch {int(state.timestamp.batch)}: such steps train on "
+                "the whole batch, do not enter DBA's averages and are counted as dba/nonfinite_steps",
+                stacklevel=2,
+            )
+        logger.log_metrics({f"dba/{name}": value for name, value in self._count(subsets, samples).items()})
         self._length.estimate(state)
         self._overhead_seconds = time.perf_counter() - began
 
@@ -276,18 +250,15 @@ class DBA(Algorithm):
         for other in state.algorithms:
             if other is not self and isinstance(other, (EDBA, DBA)):
                 raise ValueError(f"DBA beside {type(other).__name__}: both choose samples and size the batch; use one")
-            if isinstance(other, SAM):
-                raise ValueError(
-                    "DBA beside SAM, which makes two gradients a step: it would choose twice. Leave one out"
-                )
-        if state.precision == Precision.AMP_FP8:
-            raise ValueError(
-                "DBA at precision amp_fp8: its per-sample products would be meaningless. Use amp_bf16 or fp32"
-            )
-        if hasattr(state.model.forward, "_torchdynamo_orig_callable"):
-            raise ValueError(
-                "DBA on a compiled model: hooks on its layers see nothing of a compiled pass. Leave out compile_config"
-            )
+        reason = None
+        if any(isinstance(other, SAM) for other in state.algorithms):
+            reason = "beside SAM, which makes two gradients a step: it would choose twice. Leave one out"
+        elif state.precision == Precision.AMP_FP8:
+            reason = "at precision amp_fp8: its per-sample products would be meaningless. Use amp_bf16 or fp32"
+        elif hasattr(state.model.forward, "_torchdynamo_orig_callable"):
+            reason = "on a compiled model: hooks on its layers see nothing of a compiled pass. Leave out compile_config"
+        if reason is not None:
+            raise ValueError(f"DBA {reason}")
 
     def _go_first(self, state: State) -> None:
         """Move to the end of the algorithms, which Composer runs backwards on AFTER_TRAIN_BATCH."""
@@ -299,91 +270,50 @@ class DBA(Algorithm):
         if first_size is None:
             self._policy = None
             return
-        minimum, maximum = self._pools.bounds(self.min_batch_size, self.max_batch_size)
-        if self.batch_size_policy == "fixed":
+        least, most = self.settings["min_batch_size"], self.settings["max_batch_size"]
+        minimum, maximum = self._pools.bounds(least, most)
+        if self.settings["batch_size_policy"] == "fixed":
             minimum = maximum = first_size
         elif self._policy is None:
-            self._pools.warn_of_first_size(first_size, self.min_batch_size, self.max_batch_size)
+            self._pools.warn_of_first_size(first_size, least, most)
         before, self._policy = self._policy, ChosenCountPolicy(first_size, minimum, maximum)
         if before is not None:  # a second fit goes on at the size of the first
             self._policy.load_state_dict(before.state_dict())
 
-    def _take_up(self, saved: dict[str, Any], state: State) -> None:
+    def _take_up(self, saved: dict[str, Any], taken: int) -> None:
         self._selector.load_state_dict(saved["selector"])
         if self._policy is not None and saved["policy"] is not None:
             self._policy.load_state_dict(saved["policy"])
-        self._pools.load_state_dict(saved["pools"], int(state.timestamp.batch_in_epoch))
+        self._pools.load_state_dict(saved["pools"], taken)
         self.samples_drawn = saved["samples_drawn"]
         self.samples_chosen = saved["samples_chosen"]
         self._microbatches.learned_limit = saved["learned_limit"]
 
-    def _warn_of_nonfinite(self, state: State, subsets: LayerSubsets) -> None:
-        if self._selector.nonfinite_steps == 1 and not subsets.finite:
-            warnings.warn(
-                f"the loss or a gradient is NaN or infinite at batch {int(state.timestamp.batch)}: such steps train on "
-                "the whole batch, do not enter DBA's averages and are counted as dba/nonfinite_steps",
-                stacklevel=2,
-            )
-
-    def _count(self, subsets: LayerSubsets, samples: int) -> None:
+    def _count(self, subsets: LayerSubsets, samples: int) -> dict[str, float]:
+        """Enter a step into the counts; what is logged of it."""
+        sizes, used = subsets.sizes.double(), subsets.members.any(0)
         self.samples_drawn += samples
-        self.samples_chosen += float(subsets.sizes.double().mean())
+        self.samples_chosen += float(sizes.mean())
         if self._dataset_indices is not None:
-            used = self._dataset_indices[subsets.members.any(0)]
-            self._pools.mark(used, [len(used)], used.device)
-
-    def _log(self, logger: Logger, subsets: LayerSubsets, samples: int) -> None:
-        sizes = subsets.sizes.double()
-        average = self._selector.model_average
-        figures: dict[str, float] = {
+            self._pools.mark(self._dataset_indices[used], [int(used.sum())], used.device)
+        figures = {
             "batch_size": samples,
             "chosen": float(sizes.mean()),
             "chosen_least": float(sizes.min()),
             "chosen_most": float(sizes.max()),
-            "used": int(subsets.members.any(0).sum()),
+            "used": int(used.sum()),
             "margin": float(subsets.margins.median()),
             "model_metric": self._loss / samples,
+            "model_average": self._selector.model_average,
             "samples_drawn": self.samples_drawn,
             "samples_chosen": self.samples_chosen,
+            "distinct_samples": self.distinct_samples,
             "nonfinite_steps": self._selector.nonfinite_steps,
         }
-        if average is not None:
-            figures["model_average"] = average
-        if self._pools.distinct is not None:
-            figures["distinct_samples"] = len(self._pools.distinct)
-        logger.log_metrics({f"dba/{name}": value for name, value in figures.items()})
+        return {name: value for name, value in figures.items() if value is not None}
 
 
 def _loss_value(loss: Any) -> float:
     """The loss that Composer's trainer makes of what ``model.loss`` gave."""
     parts = (loss["total"],) if isinstance(loss, dict) and "total" in loss else ensure_tuple(loss)
     return sum(float(part.detach().mean()) for part in parts)
-
-
-def _check_mean(state: State) -> None:
-    """A mean over samples stays the same when each sample comes twice; a sum doubles."""
-    size = batch_size(state.batch)
-    twice = torch.arange(size).repeat(2)
-    outputs, batch = (index_batch(value, twice, size) for value in (state.outputs, state.batch))
-    with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
-        loss: Callable[[Any, Any], Any] = state.model.loss  # type: ignore[assignment]
-        values = [_loss_value(loss(*pair)) for pair in ((state.outputs, state.batch), (outputs, batch))]
-    if abs(values[0]) < float("inf") and abs(values[1] - values[0]) > 0.01 * abs(values[0]) + 1e-6:
-        raise ValueError(
-            f"the loss is not a mean over the samples: {values[0]:.6g} for {size} samples, but {values[1]:.6g} when "
-            "each of them counts twice. Use reduction='mean'"
-        )
-
-
-def _check_arguments(arguments: dict[str, Any]) -> None:
-    for name, choices in {
-        "batch_size_policy": ("chosen", "fixed"),
-        "search": ("removal", "addition", "both"),
-        "guide": ("norm", "margin"),
-        "criterion": ("margin", "random"),
-    }.items():
-        if arguments[name] not in choices:
-            raise ValueError(f"{name} is {arguments[name]!r}: it must be one of {', '.join(map(repr, choices))}")
-    for name in ("min_subset_size", "min_batch_size", "max_batch_size", "ema_decay"):
-        check_value(name, arguments[name])
-    check_batch_bounds(arguments["min_batch_size"], arguments["max_batch_size"], arguments["min_subset_size"])

@@ -8,11 +8,13 @@ the batch grows, where they drop more, it shrinks.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 __all__ = ["ChosenCountPolicy"]
 
 
+@dataclass
 class ChosenCountPolicy:
     """Sizes the batch by the mean number of samples that a layer chose in the last ``window`` batches.
 
@@ -20,34 +22,27 @@ class ChosenCountPolicy:
     since a pass's batches may be smaller, to be even. The window begins anew after each change, so that the size does
     not flap.
 
-    Args:
-        size: first size; moved into the bounds.
+    Attributes:
+        size: size of the batches drawn from now on; the first one is moved into the bounds.
         minimum: smallest size.
         maximum: largest size.
-        window: batches that a decision needs. Default 20.
-        target: share of the batch that should be chosen, in (0, 1). Default 0.8.
-        tolerance: ratio of the wanted size to the present one within which it stays, > 1. Default 1.1.
-        factor: largest change at once, >= tolerance. Default 1.5.
-
-    Attributes:
-        size: size of the batches drawn from now on.
+        window: batches that a decision needs.
+        target: share of the batch that should be chosen, in (0, 1).
+        tolerance: ratio of the wanted size to the present one within which it stays, > 1.
+        factor: largest change at once, >= tolerance.
     """
 
-    def __init__(
-        self,
-        size: int,
-        minimum: int,
-        maximum: int,
-        *,
-        window: int = 20,
-        target: float = 0.8,
-        tolerance: float = 1.1,
-        factor: float = 1.5,
-    ):
-        self.size = min(max(size, minimum), maximum)
-        self.minimum, self.maximum = minimum, maximum
-        self.target, self.tolerance, self.factor = target, tolerance, factor
-        self._window: deque[float] = deque(maxlen=window)
+    size: int
+    minimum: int
+    maximum: int
+    _: KW_ONLY
+    window: int = 20
+    target: float = 0.8
+    tolerance: float = 1.1
+    factor: float = 1.5
+
+    def __post_init__(self) -> None:
+        self.load_state_dict({"size": self.size, "window": []})
 
     def update(self, chosen: float, batch_size: int, asked: int) -> int:
         """Take in one batch and return the size for the next ones.
@@ -59,22 +54,24 @@ class ChosenCountPolicy:
         """
         if asked != self.size:
             return self.size
-        self._window.append(chosen / batch_size)
-        if len(self._window) == self._window.maxlen:
-            ratio = sum(self._window) / len(self._window) / self.target
+        self._shares.append(chosen / batch_size)
+        if len(self._shares) == self.window:
+            ratio = sum(self._shares) / self.window / self.target
             if not 1 / self.tolerance <= ratio <= self.tolerance:
-                proposed = round(self.size * min(max(ratio, 1 / self.factor), self.factor))
-                proposed = min(max(proposed, self.minimum), self.maximum)
+                proposed = self._bounded(round(self.size * min(max(ratio, 1 / self.factor), self.factor)))
                 if proposed != self.size:
                     self.size = proposed
-                    self._window.clear()
+                    self._shares.clear()
         return self.size
+
+    def _bounded(self, size: int) -> int:
+        return min(max(size, self.minimum), self.maximum)
 
     def state_dict(self) -> dict[str, Any]:
         """Size and window, as plain values."""
-        return {"size": self.size, "window": list(self._window)}
+        return {"size": self.size, "window": list(self._shares)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave; a size outside of the present bounds is moved into them."""
-        self.size = min(max(state["size"], self.minimum), self.maximum)
-        self._window = deque(state["window"], maxlen=self._window.maxlen)
+        self.size = self._bounded(state["size"])
+        self._shares: deque[float] = deque(state["window"], maxlen=self.window)

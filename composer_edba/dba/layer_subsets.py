@@ -7,19 +7,17 @@ what EDBA's paper says of it; what both leave open is said where it is decided. 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from composer_edba.method.choice import Criterion
+from composer_edba.dba.settings import DBA_SETTINGS, Guide, Search
+from composer_edba.method.averages import Averages
 from composer_edba.method.equation import margin_loss
 
 __all__ = ["Guide", "LayerSubsetSelector", "LayerSubsets", "Search", "search_subsets"]
-
-Search = Literal["removal", "addition", "both"]
-Guide = Literal["norm", "margin"]
 
 
 @dataclass(frozen=True)
@@ -137,42 +135,27 @@ def search_subsets(
     return best
 
 
+@dataclass(kw_only=True)
 class LayerSubsetSelector:
     """Chooses the layers' subsets step after step: the search and the running averages around it.
 
     On the first step, and for a layer that was not there before, the subset is the whole batch and starts the average.
 
-    Args:
-        ema_decay: decay of the averages, in [0, 1).
-        min_subset_size: smallest subset.
-        search: see :func:`search_subsets`.
-        guide: see there.
-        criterion: ``"margin"``, or ``"random"``, the control: each layer gets as many samples as the search chose,
-            but random ones.
-
     Attributes:
+        ema_decay, min_subset_size, search, guide, criterion: as DBA's, see :mod:`composer_edba.dba.settings`.
         model_average: M̄; None before the first finite step.
         gradient_averages: Ḡ_l by the name of the layer.
         nonfinite_steps: batches so far whose loss or gradients were NaN or infinite.
     """
 
-    def __init__(
-        self,
-        *,
-        ema_decay: float = 0.9,
-        min_subset_size: int = 10,
-        search: Search = "removal",
-        guide: Guide = "norm",
-        criterion: Criterion = "margin",
-    ):
-        self.ema_decay = ema_decay
-        self.min_subset_size = min_subset_size
-        self.search: Search = search
-        self.guide: Guide = guide
-        self.criterion: Criterion = criterion
-        self.model_average: float | None = None
-        self.gradient_averages: dict[str, float] = {}
-        self.nonfinite_steps = 0
+    ema_decay: float = DBA_SETTINGS["ema_decay"].default
+    min_subset_size: int = DBA_SETTINGS["min_subset_size"].default
+    search: Search = DBA_SETTINGS["search"].default
+    guide: Guide = DBA_SETTINGS["guide"].default
+    criterion: Literal["margin", "random"] = DBA_SETTINGS["criterion"].default
+    model_average: float | None = field(default=None, init=False)
+    gradient_averages: dict[str, float] = field(default_factory=dict, init=False)
+    nonfinite_steps: int = field(default=0, init=False)
 
     def select(
         self, names: Sequence[str], inner_products: Tensor, model_metric: float, generator: torch.Generator
@@ -186,18 +169,17 @@ class LayerSubsetSelector:
             generator: CPU generator, for ``criterion="random"``.
         """
         products = inner_products.to("cpu", torch.float64)
-        everything = torch.ones(products.shape[:2], dtype=torch.bool)
         # A sum is finite only if every term is.
         finite = bool(torch.isfinite(products.sum() + model_metric))
-        known = torch.tensor([self.model_average is not None and name in self.gradient_averages for name in names])
+        model_average = model_metric if self.model_average is None else self.model_average
+        known = torch.tensor([name in self.gradient_averages for name in names])
         averages = torch.tensor([self.gradient_averages.get(name, 0.0) for name in names], dtype=torch.float64)
-        members = everything
-        if finite and self.model_average is not None and known.any():
-            members = everything.clone()
+        members = torch.ones(products.shape[:2], dtype=torch.bool)
+        if finite and known.any():
             members[known] = search_subsets(
                 products[known],
                 model_metric,
-                self.model_average,
+                model_average,
                 averages[known],
                 search=self.search,
                 guide=self.guide,
@@ -206,23 +188,18 @@ class LayerSubsetSelector:
             if self.criterion == "random":
                 ranks = torch.rand(members.shape, generator=generator).argsort(1).argsort(1)
                 members = ranks < members.sum(1, keepdim=True)
-        metrics = _gradient_metrics(products, members)
-        margins = torch.zeros_like(metrics)
-        if self.model_average is not None:
-            found = margin_loss(model_metric, metrics, self.model_average, averages)  # type: ignore[arg-type]
-            margins = torch.where(known, found, margins)
+        inside = members.to(products.dtype)
+        metrics = torch.einsum("li,lij,lj->l", inside, products, inside).clamp_min(0).sqrt() / inside.sum(1)
+        margins = margin_loss(model_metric, metrics, model_average, averages)  # type: ignore[arg-type]
+        margins = torch.where(known, margins, 0.0)
         if finite:
-            self._take(names, metrics, model_metric)
+            for name, metric in zip(names, metrics.tolist(), strict=True):
+                before = Averages(model_average, self.gradient_averages.get(name, metric))
+                after = before.updated(model_metric, metric, self.ema_decay)
+                self.model_average, self.gradient_averages[name] = after.model, after.gradient
         else:
             self.nonfinite_steps += 1
         return LayerSubsets(members, metrics, margins, finite)
-
-    def _take(self, names: Sequence[str], metrics: Tensor, model_metric: float) -> None:
-        decay = self.ema_decay
-        before = model_metric if self.model_average is None else self.model_average
-        self.model_average = decay * before + (1 - decay) * model_metric
-        for name, metric in zip(names, metrics.tolist(), strict=True):
-            self.gradient_averages[name] = decay * self.gradient_averages.get(name, metric) + (1 - decay) * metric
 
     def state_dict(self) -> dict[str, Any]:
         """Averages and counts, as plain values."""
@@ -237,9 +214,3 @@ class LayerSubsetSelector:
         self.model_average = state["model_average"]
         self.gradient_averages = dict(state["gradient_averages"])
         self.nonfinite_steps = state["nonfinite_steps"]
-
-
-def _gradient_metrics(products: Tensor, members: Tensor) -> Tensor:
-    inside = members.to(products.dtype)
-    squares = torch.einsum("li,lij,lj->l", inside, products, inside)
-    return squares.clamp_min(0).sqrt() / inside.sum(1)

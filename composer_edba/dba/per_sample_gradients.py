@@ -3,14 +3,14 @@
 A layer is a module with trainable parameters of its own. The gradient of sample i's own loss by them follows from the
 sample's rows of the layer's input and of the gradient by its output: Σ_t d_it ⊗ [h_it, 1] for a Linear, and so over the
 patches of a Conv2d; for any other module the vector-Jacobian product of the module run on the one sample, by torch.func
-under vmap. So dropout
-masks, mixed precision and microbatches are those of training, and no second pass through the network is needed.
+under vmap. So dropout masks, mixed precision and microbatches are those of training, and no second pass through the
+network is needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from composer_edba.method.equation import gradient_inner_products
+from composer_edba.scoring.forward import at_least_float32
 
 __all__ = ["LayerGradients", "LayerRecorder", "check_gradients"]
 
@@ -28,59 +29,60 @@ __all__ = ["LayerGradients", "LayerRecorder", "check_gradients"]
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Call:
-    """One call of a layer: its arguments, and the gradient by its output once backward has come by."""
+    """One call of a layer that the loss depends on: its arguments, and the gradient by its output."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    output_grad: Tensor | None = None
-
-    @property
-    def grad(self) -> Tensor:
-        """The gradient by the output, of a call that the loss depends on."""
-        assert self.output_grad is not None
-        return self.output_grad
-
-    def take(self, grad: Tensor) -> None:
-        """The output's gradient hook."""
-        self.output_grad = grad.detach()
+    grad: Tensor
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What a layer did with one microbatch; no calls: it was not used."""
+    """What the layer ``name`` did with one microbatch, filled in by its hooks; no calls: it was not used."""
 
+    name: str
     samples: int
-    calls: list[_Call]
+    calls: list[_Call] = field(default_factory=list)
+
+    def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """The forward hook."""
+        if not torch.is_grad_enabled():
+            return
+        if not isinstance(output, Tensor) or output.ndim == 0 or len(output) != self.samples:
+            found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"type {type(output).__name__}"
+            raise ValueError(
+                f"layer {self.name!r} ({type(module).__name__}) gives an output of {found} for {self.samples} samples: "
+                "DBA needs one tensor whose first dimension is the batch"
+            )
+        if output.requires_grad:
+            given, named = tuple(map(_detached, args)), {key: _detached(value) for key, value in kwargs.items()}
+            output.register_hook(lambda grad: self.calls.append(_Call(given, named, grad.detach())))
 
 
 class LayerRecorder:
     """Notes inputs and output gradients of a network's layers while it trains on a batch, in one microbatch or more.
 
     Call :meth:`attach` before and :meth:`detach` after each forward pass; after the last backward, :meth:`layers`.
+
+    Attributes:
+        samples: number of samples B that went through the network since :meth:`clear`.
     """
 
     def __init__(self) -> None:
+        self.samples = 0
         self._handles: list[RemovableHandle] = []
-        self._parts: dict[str, list[_Part]] = {}
-        self._modules: dict[str, nn.Module] = {}
-        self._sizes: list[int] = []
+        self._parts: dict[tuple[str, nn.Module], list[_Part]] = {}
 
     def attach(self, model: nn.Module, samples: int) -> None:
-        """Note what the next forward pass through ``model`` shows.
-
-        Args:
-            model: the network.
-            samples: number of samples that go through it.
-        """
-        self._sizes.append(samples)
+        """Note what the next forward pass through ``model``, of ``samples`` samples, shows."""
+        self.samples += samples
         for name, module in model.named_modules():
             if _own_parameters(module):
-                self._modules[name] = module
-                part = _Part(samples, [])
-                self._parts.setdefault(name, []).append(part)
-                self._handles.append(module.register_forward_hook(_note(name, part), with_kwargs=True))
+                part = _Part(name, samples)
+                self._parts.setdefault((name, module), []).append(part)
+                self._handles.append(module.register_forward_hook(part.note, with_kwargs=True))
 
     def detach(self) -> None:
         """Note nothing more of forward passes; what was noted stays."""
@@ -91,12 +93,7 @@ class LayerRecorder:
     def clear(self) -> None:
         """Forget everything."""
         self.detach()
-        self._parts, self._modules, self._sizes = {}, {}, []
-
-    @property
-    def samples(self) -> int:
-        """Number of samples B that went through the network since :meth:`clear`."""
-        return sum(self._sizes)
+        self._parts, self.samples = {}, 0
 
     def layers(self, scale: float) -> list[LayerGradients]:
         """The layers that the loss depends on, in the order of ``named_modules``.
@@ -105,16 +102,15 @@ class LayerRecorder:
             scale: what the output gradients are multiplied by to belong to each sample's own loss: B if backward ran
                 on the mean loss.
         """
-        found = []
-        for name, parts in self._parts.items():
-            used = [_Part(p.samples, [call for call in p.calls if call.output_grad is not None]) for p in parts]
-            if any(part.calls for part in used):
-                found.append(LayerGradients(name, self._modules[name], used, scale))
-        return found
+        return [
+            LayerGradients(name, module, parts, scale)
+            for (name, module), parts in self._parts.items()
+            if any(part.calls for part in parts)
+        ]
 
 
 class LayerGradients:
-    """The per-sample gradients g_1 .. g_B of one layer, formed only when asked for.
+    """The per-sample gradients g_1 .. g_B of one layer, formed only when asked for; a ValueError if it has none.
 
     Attributes:
         name: of the module in the network.
@@ -125,16 +121,12 @@ class LayerGradients:
     def __init__(self, name: str, module: nn.Module, parts: Sequence[_Part], scale: float):
         self.name, self.module = name, module
         self._parts, self._scale = parts, scale
-        self._parameters = _own_parameters(module)
+        self._parameters = {name: parameter.detach() for name, parameter in _own_parameters(module).items()}
         self._device = next(iter(self._parameters.values())).device
         self.half = any(call.grad.dtype in (torch.float16, torch.bfloat16) for part in parts for call in part.calls)
 
     def inner_products(self) -> Tensor:
-        """⟨g_i, g_j⟩, (B, B), float32 or float64.
-
-        Raises:
-            ValueError: if the layer has no per-sample gradients.
-        """
+        """⟨g_i, g_j⟩, (B, B), float32 or float64."""
         if self._is_linear():
             inputs, output_grads = self._linear_rows()
             return gradient_inner_products(inputs, output_grads, self.module.bias is not None)
@@ -145,35 +137,28 @@ class LayerGradients:
         return products
 
     def materialised(self) -> Tensor:
-        """All g_i, (B, P) with the layer's trainable parameters flattened one after the other.
-
-        Raises:
-            ValueError: if the layer has no per-sample gradients.
-        """
+        """All g_i, (B, P) with the layer's trainable parameters flattened one after the other."""
         return torch.cat(list(self._by_parameter().values()), 1)
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
-        """Σ_i w_i g_i, by the names of the layer's trainable parameters.
-
-        Args:
-            weights: w, (B,), on any device.
-        """
+        """Σ_i w_i g_i, by the names of the layer's trainable parameters, for w (B,) on any device."""
         weights = weights.to(self._device, torch.float32)
         if self._is_linear():
             inputs, output_grads = self._linear_rows()
             d = (output_grads * weights.view(-1, *[1] * (output_grads.ndim - 1))).flatten(0, -2)
             total = {"weight": d.T @ inputs.flatten(0, -2)}
             return total if self.module.bias is None else {**total, "bias": d.sum(0)}
-        total = {name: torch.zeros_like(parameter) for name, parameter in self._parameters.items()}
+        parameters = self._parameters
+        total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         with torch.autocast(self._device.type, enabled=False):
             for part, part_weights in zip(self._parts, weights.split([p.samples for p in self._parts]), strict=True):
                 for call in part.calls:
                     args, kwargs, grad = self._cast(call)
-                    _, pullback = vjp(lambda p, a=args, k=kwargs: functional_call(self.module, p, a, k), self._detached)
+                    _, pullback = vjp(lambda p, a=args, k=kwargs: functional_call(self.module, p, a, k), parameters)
                     weighted = grad * part_weights.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1))
                     for name, value in pullback(weighted)[0].items():
                         total[name] += value
-        return {name: value.detach() for name, value in total.items()}
+        return total
 
     def means(self) -> tuple[dict[str, Tensor], Tensor]:
         """(1/B) Σ_i g_i by parameter, and the root mean square of the norms ‖g_i‖, from the very g_i themselves."""
@@ -189,13 +174,9 @@ class LayerGradients:
     def replace_gradient(self, weights: Tensor) -> None:
         """Make Σ_i w_i g_i the gradient that the optimizer will read."""
         for name, value in self.weighted_sum(weights).items():
-            parameter = self._parameters[name]
-            assert parameter.grad is not None
-            parameter.grad.copy_(value)
-
-    @property
-    def _detached(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self._parameters.items()}
+            grad = self.module.get_parameter(name).grad
+            assert grad is not None
+            grad.copy_(value)
 
     # ---- a Linear, at one position or several
 
@@ -212,9 +193,11 @@ class LayerGradients:
         rows = []
         for part in self._parts:
             calls = [(call.args[0] if call.args else call.kwargs["input"], call.grad) for call in part.calls]
-            h = torch.cat([_positions(inputs, part.samples) for inputs, _ in calls], 1)
-            d = torch.cat([_positions(grad, part.samples) for _, grad in calls], 1)
-            rows.append((h.to(_full(h)), d.to(_full(d)) * self._scale))
+            h, d = (
+                torch.cat([at_least_float32(rows).reshape(part.samples, -1, rows.shape[-1]) for rows in tensors], 1)
+                for tensors in zip(*calls, strict=True)
+            )
+            rows.append((h, d * self._scale))
         most = max(h.shape[1] for h, _ in rows)
         # Positions without output gradient add nothing.
         h, d = (torch.cat([F.pad(pair[k], (0, 0, 0, most - pair[k].shape[1])) for pair in rows]) for k in (0, 1))
@@ -224,23 +207,23 @@ class LayerGradients:
 
     def _by_parameter(self) -> dict[str, Tensor]:
         """g_i by parameter, (B, size) each; nothing is copied where there is one microbatch and one call."""
-        with torch.autocast(self._device.type, enabled=False):
-            parts = [self._gradients_of_part(part) for part in self._parts]
+        parts = []
+        for part in self._parts:
+            total: dict[str, Tensor] = {}
+            for call in part.calls:
+                with torch.autocast(self._device.type, enabled=False):
+                    gradients = self._gradients_of_call(call, part.samples)
+                total = {name: total[name].add_(gradients[name]) for name in total} or gradients
+            parts.append(total or {name: p.new_zeros(part.samples, p.numel()) for name, p in self._parameters.items()})
         if len(parts) == 1:
             return parts[0]
         return {name: torch.cat([part.pop(name) for part in parts]) for name in self._parameters}
 
-    def _gradients_of_part(self, part: _Part) -> dict[str, Tensor]:
-        total: dict[str, Tensor] = {}
-        for call in part.calls:
-            for name, gradients in self._gradients_of_call(call, part.samples).items():
-                total[name] = total[name].add_(gradients) if name in total else gradients
-        return total or {name: p.new_zeros(part.samples, p.numel()) for name, p in self._detached.items()}
-
     def _gradients_of_call(self, call: _Call, samples: int) -> dict[str, Tensor]:
         args, kwargs, grad = self._cast(call)
-        parameters = self._detached
-        if self._is_plain_convolution() and len(args) == 1 and grad.ndim == 4:
+        layer = self.module
+        plain = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
+        if plain and not isinstance(layer.padding, str) and len(args) == 1 and grad.ndim == 4:
             return self._convolution_gradients(args[0], grad)
 
         def batched(value: Any) -> int | None:
@@ -251,27 +234,18 @@ class LayerGradients:
         def one(args_i: tuple[Any, ...], kwargs_i: dict[str, Any], grad_i: Tensor) -> dict[str, Tensor]:
             alone = tuple(a if at is None else a.unsqueeze(0) for a, at in zip(args_i, in_args, strict=True))
             named = {key: a if in_kwargs[key] is None else a.unsqueeze(0) for key, a in kwargs_i.items()}
-            _, pullback = vjp(lambda p: functional_call(self.module, p, alone, named), parameters)
+            _, pullback = vjp(lambda p: functional_call(layer, p, alone, named), self._parameters)
             return pullback(grad_i.unsqueeze(0))[0]
 
         try:
             gradients = vmap(one, in_dims=(in_args, in_kwargs, 0))(args, kwargs, grad)
         except Exception as error:  # torch.func's own errors have many types
             raise ValueError(
-                f"layer {self.name!r} ({type(self.module).__name__}) has no per-sample gradients: torch.func cannot "
+                f"layer {self.name!r} ({type(layer).__name__}) has no per-sample gradients: torch.func cannot "
                 f"run it on single samples ({' '.join(str(error).split())[:300]}). Freeze it, replace it, or use EDBA, "
                 "which needs them of the last layer alone"
             ) from error
-        return {name: gradients[name].detach().flatten(1) for name in parameters}
-
-    def _is_plain_convolution(self) -> bool:
-        layer = self.module
-        return (
-            type(layer) is nn.Conv2d
-            and layer.groups == 1
-            and layer.padding_mode == "zeros"
-            and not isinstance(layer.padding, str)
-        )
+        return {name: gradients[name].flatten(1) for name in self._parameters}
 
     def _convolution_gradients(self, inputs: Tensor, output_grads: Tensor) -> dict[str, Tensor]:
         """Σ_t d_it ⊗ h_it over the patches h_it: a third of the memory and half of the time of vmap's way."""
@@ -304,62 +278,32 @@ def check_gradients(layers: Sequence[LayerGradients], model: nn.Module) -> None:
     Raises:
         ValueError: names the parameter, and what can be the reason.
     """
-    seen: set[Tensor] = set()
+    found: dict[Tensor, tuple[Tensor, Tensor]] = {}
     for layer in layers:
-        tolerance = _HALF_TOLERANCE if layer.half else _TOLERANCE
         means, scale = layer.means()
-        for name, parameter in _own_parameters(layer.module).items():
-            seen.add(parameter)
-            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            difference = (means[name].double() - grad.double()).norm()
-            if not bool((difference <= tolerance * scale) | ~torch.isfinite(scale + grad.sum())):
-                raise ValueError(_mismatch(f"{layer.name}.{name}".lstrip("."), layer.module))
+        tolerance = scale * (_HALF_TOLERANCE if layer.half else _TOLERANCE)
+        found |= {layer.module.get_parameter(name): (mean, tolerance) for name, mean in means.items()}
     for path, parameter in model.named_parameters():
-        if parameter.grad is not None and parameter not in seen:
-            owner = model.get_submodule(path.rpartition(".")[0])
-            raise ValueError(_mismatch(path, owner))
-
-
-def _mismatch(path: str, module: nn.Module) -> str:
-    return (
-        f"the gradient of {path} ({type(module).__name__}) is not the mean of per-sample gradients: the parameter is "
-        "used outside of its module's forward, or in several modules (tied weights), or the module mixes samples. DBA "
-        "cannot choose samples for it: change that, freeze the parameter, or use EDBA, which needs the last layer's "
-        "gradients alone"
-    )
-
-
-def _note(name: str, part: _Part) -> Any:
-    """The forward hook of layer ``name``."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not torch.is_grad_enabled():
-            return
-        if not isinstance(output, Tensor) or output.ndim == 0 or len(output) != part.samples:
-            found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"type {type(output).__name__}"
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        if parameter in found:
+            mean, tolerance = found[parameter]
+            difference = (mean.double() - grad.double()).norm()
+            fits = bool((difference <= tolerance) | ~torch.isfinite(tolerance + grad.sum()))
+        else:
+            fits = parameter.grad is None
+        if not fits:
+            module = model.get_submodule(path.rpartition(".")[0])
             raise ValueError(
-                f"layer {name!r} ({type(module).__name__}) gives an output of {found} for {part.samples} samples: "
-                "DBA needs one tensor whose first dimension is the batch"
+                f"the gradient of {path} ({type(module).__name__}) is not the mean of per-sample gradients: the "
+                "parameter is used outside of its module's forward, or in several modules (tied weights), or the "
+                "module mixes samples. DBA cannot choose samples for it: change that, freeze the parameter, or use "
+                "EDBA, which needs the last layer's gradients alone"
             )
-        if not output.requires_grad:
-            return
-        call = _Call(
-            tuple(a.detach() if isinstance(a, Tensor) else a for a in args),
-            {key: a.detach() if isinstance(a, Tensor) else a for key, a in kwargs.items()},
-        )
-        part.calls.append(call)
-        output.register_hook(call.take)
-
-    return hook
 
 
 def _own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters(recurse=False) if p.requires_grad}
 
 
-def _positions(tensor: Tensor, samples: int) -> Tensor:
-    return tensor.reshape(samples, -1, tensor.shape[-1])
-
-
-def _full(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,13 +67,11 @@ def _trace(model: nn.Module, batch: Any) -> _Trace:
     """The first sample's rows of what goes in and out of every module, in the order in which the modules finish."""
     size, calls = batch_size(batch), []
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            calls.append((name, module, _first_rows((args, kwargs), size), _first_rows(output, size)))
+    def note(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls.append((name, module, _first_rows((args, kwargs), size), _first_rows(output, size)))
 
-        return hook
-
-    handles = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in model.named_modules()]
+    hooks = [(module, partial(note, name)) for name, module in model.named_modules()]
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks]
     torch.manual_seed(0)  # the caller preserves the random streams
     try:
         model(batch)
@@ -84,7 +83,8 @@ def _trace(model: nn.Module, batch: Any) -> _Trace:
 
 def _first_rows(value: Any, size: int) -> list[Tensor]:
     if isinstance(value, Tensor):
-        return [value[0].detach().clone()] if value.ndim > 0 and len(value) == size else []
+        its_rows = value.ndim > 0 and len(value) == size and value.numel() > 0
+        return [value[0].detach().to(torch.float64, copy=True)] if its_rows else []
     if isinstance(value, Mapping):
         value = value.values()
     elif not isinstance(value, (list, tuple)):
@@ -93,11 +93,8 @@ def _first_rows(value: Any, size: int) -> list[Tensor]:
 
 
 def _same(rows: list[Tensor], others: list[Tensor]) -> bool:
-    return len(rows) == len(others) and all(
-        row.shape == other.shape
-        and torch.allclose(
-            row.double(), other.double(), rtol=1e-3, atol=1e-4 * float(row.double().abs().max() + 1e-12), equal_nan=True
-        )
-        for row, other in zip(rows, others, strict=True)
-        if row.numel() > 0
-    )
+    def close(row: Tensor, other: Tensor) -> bool:
+        tolerance = 1e-4 * float(row.abs().max() + 1e-12)
+        return row.shape == other.shape and torch.allclose(row, other, rtol=1e-3, atol=tolerance, equal_nan=True)
+
+    return len(rows) == len(others) and all(map(close, rows, others))

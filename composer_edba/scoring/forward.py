@@ -18,7 +18,7 @@ from composer_edba.scoring.last_layer import check_last_layer, find_last_layer, 
 from composer_edba.scoring.memory import check_score_memory
 from composer_edba.scoring.side_effects import BatchNormStatistics, without_side_effects
 
-__all__ = ["PoolScores", "Scorer", "mean_loss"]
+__all__ = ["PoolScores", "Scorer", "at_least_float32", "check_mean", "mean_loss"]
 
 Run = Callable[[Any], Any]  # a batch -> its loss
 
@@ -183,11 +183,7 @@ class Scorer:
             finally:
                 handle.remove()
         once, twice = torch.stack(values).tolist()
-        if abs(once) < float("inf") and abs(twice - once) > 0.01 * abs(once) + 1e-6:
-            raise ValueError(
-                f"the loss is not a mean over the samples: {once:.6g} for {size} samples, but {twice:.6g} when each of "
-                "them counts twice. Use reduction='mean'"
-            )
+        check_mean(once, twice, size)
 
     def _score_in_chunks(self, batch: Any, size: int, run: Run) -> PoolScores:
         self._check_memory(size)
@@ -247,12 +243,12 @@ class Scorer:
         finally:
             handle.remove()
         h = [positions_last(layer, tensor) for tensor in inputs]
-        d = [_at_least_float32(positions_last(layer, tensor)) * size for tensor in grads]
+        d = [at_least_float32(positions_last(layer, tensor)) * size for tensor in grads]
         if len(leaves) > 1:  # called several times: the calls are further positions
             h = [torch.cat([t.reshape(size, -1, t.shape[-1]) for t in h], 1)]
             d = [torch.cat([t.reshape(size, -1, t.shape[-1]) for t in d], 1)]
         self._shapes = h[0].shape, d[0].shape, d[0].device
-        return PoolScores(_at_least_float32(h[0]), d[0], _at_least_float32(value.detach()), layer.bias is not None)
+        return PoolScores(at_least_float32(h[0]), d[0], at_least_float32(value.detach()), layer.bias is not None)
 
 
 def _runner(
@@ -269,7 +265,17 @@ def _runner(
     return run
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def check_mean(once: float, twice: float, size: int) -> None:
+    """Raise a ValueError if the loss, of ``size`` samples and of each of them twice, is no mean over the samples."""
+    if abs(once) < float("inf") and abs(twice - once) > 0.01 * abs(once) + 1e-6:
+        raise ValueError(
+            f"the loss is not a mean over the samples: {once:.6g} for {size} samples, but {twice:.6g} when each of "
+            "them counts twice. Use reduction='mean'"
+        )
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """``tensor`` in float64 if it is that, else in float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
