@@ -48,7 +48,7 @@ class Setting:
         paper: its value in the preset ``"paper"``, said even where it is the default, which may change; ``...``: no
             matter of the method, so the default.
         loops: where it can be set: ``"composer"``, ``"ignite"``, ``"plain"``.
-        objects: whether an object of the user's may stand in place of one of the type's names.
+        others: what else may stand in place of one of the type's names: how to tell, and words for it.
         type: from the table's annotation.
         text: what it means, and its range: the string under the table's entry.
     """
@@ -57,7 +57,7 @@ class Setting:
     check: Check | None = None
     paper: Any = ...
     loops: tuple[str, ...] = _LOOPS
-    objects: bool = False
+    others: tuple[Callable[[Any], bool], str] | None = None
     type: Any = None
     text: str = ""
 
@@ -93,7 +93,7 @@ def _whole(least: int) -> Check:
 def _number(is_right: Callable[[float], bool], wanted: str) -> Check:
     def check(name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} is {value!r}: it must be a number between 0 and 1")
+            raise TypeError(f"{name} is {value!r}: it must be a number, {wanted}")
         if not is_right(value):
             raise ValueError(f"{name} is {value}: it must be {wanted}")
 
@@ -103,10 +103,12 @@ def _number(is_right: Callable[[float], bool], wanted: str) -> Check:
 _SHARE = _number(lambda v: 0 <= v <= 1, "between 0 and 1")
 
 
-def _size_law(name: str, value: Any) -> None:
-    share = not isinstance(value, (bool, str)) and isinstance(value, (int, float)) and 0 < value <= 1
-    if not share and not (isinstance(value, str) and value in SETTINGS[name].choices):
-        raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(SETTINGS[name].choices)}, or in (0, 1]")
+def _is_share(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and 0 < value <= 1
+
+
+def _makes_policy(value: Any) -> bool:
+    return callable(value) or isinstance(value, BatchSizePolicy)
 
 
 def _layer(name: str, value: Any) -> None:
@@ -128,6 +130,8 @@ def _seed(name: str, value: Any) -> None:
 
 # ---- the table
 
+_CRITERION, _POLICY = ((test, "an object (docs/extending.md)") for test in (callable, _makes_policy))
+_SHARE_OF_POOL = (_is_share, "a share in (0, 1]")
 _IN_TRAINERS = ("composer", "ignite")  # loops that know how long they train
 
 
@@ -137,7 +141,8 @@ class Settings(TypedDict, total=False):
     preset: Annotated[Literal["default", "paper"], Setting("default")]
     """`paper`: the paper's literal settings in place of the defaults, whatever those become."""
     criterion: Annotated[
-        Literal["margin", "difference", "random"] | CriterionObject, Setting("margin", paper="margin", objects=True)
+        Literal["margin", "difference", "random"] | CriterionObject,
+        Setting("margin", paper="margin", others=_CRITERION),
     ]
     """What the candidate subsets are judged by: `margin`, equation 1; `difference`, the same without its pole;
     `random`, the control: subsets of the sizes that the margin would choose, with random members; or a function of the
@@ -145,7 +150,8 @@ class Settings(TypedDict, total=False):
     num_candidates: Annotated[int, Setting(1024, _whole(1), paper=1024)]
     """Least number of candidate subsets a step, >= 1."""
     subset_size_law: Annotated[
-        Literal["uniform", "upper_half", "power_set"] | float, Setting("upper_half", _size_law, paper="uniform")
+        Literal["uniform", "upper_half", "power_set"] | float,
+        Setting("upper_half", paper="uniform", others=_SHARE_OF_POOL),
     ]
     """Law of the candidates' sizes: `uniform` from the smallest subset to the pool; `upper_half`, the same from half
     the pool; `power_set`, every subset equally likely; or a share of the pool in (0, 1]."""
@@ -155,7 +161,8 @@ class Settings(TypedDict, total=False):
     """Decay of both running averages in one batch, in [0, 1); from one scored batch to the next it is
     `ema_decay**interval`."""
     batch_size_policy: Annotated[
-        Literal["loss", "margin", "noise_scale", "fixed"] | PolicyObject, Setting("loss", paper="margin", objects=True)
+        Literal["loss", "margin", "noise_scale", "fixed"] | PolicyObject,
+        Setting("loss", paper="margin", others=_POLICY),
     ]
     """The rule that sizes the batch: by the loss, the margin or the gradient noise scale, or not at all; or a rule of
     the user's (docs/extending.md)."""
@@ -274,11 +281,12 @@ def check_value(name: str, value: Any, table: Mapping[str, Setting] | None = Non
     entry = (SETTINGS if table is None else table)[name]
     if entry.check is not None:
         entry.check(name, value)
-    elif entry.choices and not (isinstance(value, str) and value in entry.choices):
-        if entry.objects and (callable(value) or isinstance(value, BatchSizePolicy)):
-            return
-        objects = ", or an object (docs/extending.md)" if entry.objects else ""
-        raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(map(repr, entry.choices))}{objects}")
+    if not entry.choices or (isinstance(value, str) and value in entry.choices):
+        return
+    is_right, words = entry.others or (lambda value: False, "")
+    if not is_right(value):
+        named = f"one of {', '.join(map(repr, entry.choices))}"
+        raise ValueError(f"{name} is {value!r}: it must be {named}{words and f', or {words}'}")
 
 
 def _check_together(full: Mapping[str, Any]) -> None:

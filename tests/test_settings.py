@@ -14,6 +14,7 @@ from composer_edba.settings import (
     Setting,
     Settings,
     as_markdown,
+    check_value,
     checked,
     documented,
     signature_of,
@@ -29,14 +30,14 @@ def _temperature(name, value):
 
 
 class More(Settings, total=False):
-    temperature: Annotated[
-        float,
-        Setting(0.5, "How freely to choose, > 0.", _temperature, paper=2.0, loops=("composer", "plain")),
-    ]
+    temperature: Annotated[float, Setting(0.5, _temperature, paper=2.0, loops=("composer", "plain"))]
+    """How freely to choose,
+    > 0."""
 
 
 class Choosy(Settings, total=False):
-    order: Annotated[Literal["first", "last"], Setting("last", "Which of two equals is taken.")]
+    order: Annotated[Literal["first", "last"], Setting("last")]
+    """Which of two equals is taken."""
 
 
 MORE = table_of(More)
@@ -48,7 +49,7 @@ MORE = table_of(More)
 def test_the_copy_has_one_more_and_the_table_is_as_before():
     assert list(MORE) == [*SETTINGS, "temperature"]
     assert MORE["temperature"].type is float
-    assert {name: MORE[name] for name in SETTINGS} == SETTINGS == table_of()
+    assert {name: MORE[name] for name in SETTINGS} == SETTINGS == table_of(Settings)
 
 
 def test_it_arrives_in_signatures():
@@ -109,9 +110,9 @@ def test_it_is_checked():
         checked({"temperature": -1.5}, "plain", MORE)
     with pytest.raises(TypeError, match=r"^temperature is 'hot': it must be a number above 0$"):
         checked({"temperature": "hot"}, "composer", MORE)
-    with pytest.raises(TypeError, match=r"^unknown argument 'temperature'"):
+    with pytest.raises(TypeError, match=r"^unknown argument 'temperature': "):
         checked({"temperature": 1.0}, "ignite", MORE)
-    with pytest.raises(TypeError, match=r"^unknown argument 'temperature'"):
+    with pytest.raises(TypeError, match=r"^unknown argument 'temperature': "):
         checked({"temperature": 1.0})
 
 
@@ -144,7 +145,7 @@ def test_it_arrives_in_the_documentation():
 def test_each_default_and_each_of_the_papers_is_in_range(name):
     entry = SETTINGS[name]
     for value in (entry.default, *(() if entry.paper is ... else (entry.paper,))):
-        assert checked({name: value} if name != "end" else {"start": 0.0, name: value}).get(name, value) == value
+        check_value(name, value)
     assert entry.text.endswith(".")
     assert set(entry.loops) <= {"composer", "ignite", "plain"}
 
@@ -172,19 +173,15 @@ NO_MATTER_OF_THE_METHOD = {"last_layer": None, "seed": None, "input_key": None, 
 
 
 def test_the_papers_preset_is_literal_whatever_the_defaults_become(monkeypatch):
-    assert checked({"preset": "paper"}) == {**PAPER, **NO_MATTER_OF_THE_METHOD}
+    paper = {**PAPER, **NO_MATTER_OF_THE_METHOD}
+    assert checked({"preset": "paper"}) == paper
     for name in PAPER:
         monkeypatch.setitem(SETTINGS, name, replace(SETTINGS[name], default="another"))
     monkeypatch.setitem(SETTINGS, "last_layer", replace(SETTINGS["last_layer"], default="fc"))
-    assert checked({"preset": "paper"}) == {**PAPER, **NO_MATTER_OF_THE_METHOD, "last_layer": "fc"}
-    given = {"preset": "paper", "interval": 7, "scoring": "cached"}
-    assert checked(given) == {
-        **PAPER,
-        **NO_MATTER_OF_THE_METHOD,
-        "last_layer": "fc",
-        "interval": 7,
-        "scoring": "cached",
-    }
+    paper["last_layer"] = "fc"
+    assert checked({"preset": "paper"}) == paper
+    given = {"interval": 7, "scoring": "cached"}
+    assert checked({"preset": "paper", **given}) == {**paper, **given}
 
 
 def test_the_default_preset_is_the_defaults():

@@ -31,7 +31,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics import Metric, R2Score
 
-from composer_edba.train.config import Config, ConfigError, nearest, schema_keys
+from composer_edba.spelling import nearest
+from composer_edba.train.config import Config, ConfigError, schema_keys
 from composer_edba.train.data import BatchTensorDataset, Data, identity_collate
 from composer_edba.train.models import build_model
 from composer_edba.train.names import OPTIMIZERS, load

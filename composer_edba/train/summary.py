@@ -179,10 +179,10 @@ def print_table(summary: RunSummary) -> None:
 
 def table_rows(summary: RunSummary) -> list[tuple[str, str, str]]:
     """The table's rows: what, how much, and a remark."""
-    distinct = _number(summary.distinct_samples)
+    distinct, passes = _number(summary.distinct_samples), "pass" if summary.epochs == 1 else "passes"
     return [
         ("test accuracy", _percent(summary.test_accuracy, 2), "last evaluation"),
-        ("optimizer steps", _number(summary.updates), f"{summary.epochs} full passes over the data"),
+        ("optimizer steps", _number(summary.updates), f"{summary.epochs} full {passes} over the data"),
         ("samples scored", _number(summary.samples_scored), "forward only, to choose subsets"),
         ("samples trained on", _number(summary.samples_trained), f"of {_number(summary.samples_drawn)} drawn"),
         (

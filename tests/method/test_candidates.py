@@ -81,5 +81,5 @@ def test_redrawn_members_are_fresh_and_of_the_same_size():
 
 @pytest.mark.parametrize("law", ["unifrom", 0, 1.5, True, None, float("nan")])
 def test_an_unknown_law_is_refused_by_name_and_value(law):
-    with pytest.raises(ValueError, match=r"subset_size_law is .*uniform, upper_half, power_set"):
+    with pytest.raises(ValueError, match=r"subset_size_law is .*'uniform', 'upper_half', 'power_set', or a share"):
         checked({"subset_size_law": law})

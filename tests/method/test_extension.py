@@ -213,6 +213,40 @@ def test_an_objects_constants_are_its_own():
         checked({"batch_size_policy": LossPolicy, "policy_options": {"window": 3}})
 
 
+def test_a_class_whose_size_is_a_property_is_no_object_but_makes_one():
+    class Measured(Wandering):
+        @property
+        def size(self):
+            return self._size
+
+        @size.setter
+        def size(self, value):
+            self._size = value
+
+    assert type(make_policy(Measured, 64, 10, 1000)) is Measured
+
+
+@pytest.mark.parametrize("made", [None, 64, difference])
+def test_a_function_that_makes_no_rule_is_refused(made):
+    with pytest.raises((TypeError, ValueError), match="batch_size_policy"):
+        SubsetLoader(loader(), net(), LOSS, batch_size_policy=lambda size, minimum, maximum: made)
+
+
+@pytest.mark.parametrize("size", [0, -3, 12.7, None])
+def test_a_rule_with_a_size_that_no_batch_can_have_is_refused(size):
+    class Wrong(Wandering):
+        def update(self, observation):
+            self.size = size
+
+    with pytest.raises((TypeError, ValueError), match="batch_size_policy"):
+        list(SubsetLoader(loader(), net(), LOSS, batch_size_policy=Wrong, interval=1))
+
+
+def test_a_batch_size_rule_is_no_criterion():
+    with pytest.raises((TypeError, ValueError), match="criterion is "):
+        checked({"criterion": Wandering(64)})
+
+
 @pytest.mark.parametrize("name", ["criterion", "batch_size_policy"])
 @pytest.mark.parametrize("value", [3, None, "lambda", [64]])
 def test_what_is_neither_a_name_nor_an_object_is_refused(name, value):

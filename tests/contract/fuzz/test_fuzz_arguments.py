@@ -192,4 +192,4 @@ def test_an_argument_that_does_not_exist_is_named(name):
     ran["arguments"] += 1
     with pytest.raises(TypeError) as caught:
         EDBA(**{name: 1})
-    assert name in str(caught.value)
+    assert repr(name) in str(caught.value)
