@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from composer.core import Algorithm, Event, State
+from composer.core import Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from composer_edba.composer.base import EventAlgorithm
 from composer_edba.composer.epochs import EpochLength
 from composer_edba.composer.microbatches import Microbatches
 from composer_edba.loading.batch import batch_size
@@ -20,7 +20,7 @@ from composer_edba.loading.sampler import ResizableBatchSampler, resizable_copy
 __all__ = ["LoaderAlgorithm"]
 
 
-class LoaderAlgorithm(Algorithm):
+class LoaderAlgorithm(EventAlgorithm):
     """Owns a Trainer's train loader: lengths of epochs, microbatches, counts and resuming, all as EDBA has them.
 
     A comparator fills in :meth:`begin_fit`, :meth:`begin_epoch` and :meth:`begin_batch`. Runs on one rank.
@@ -37,7 +37,7 @@ class LoaderAlgorithm(Algorithm):
         self._microbatches = Microbatches()
         self._samples_trained = 0
         self._resume_from: dict[str, Any] | None = None
-        self._handlers: dict[Event, Callable[[State, Logger], None]] = {
+        self._handlers = {
             Event.INIT: self._init,
             Event.FIT_START: self._fit_start,
             Event.EPOCH_START: self._epoch_start,
@@ -75,14 +75,6 @@ class LoaderAlgorithm(Algorithm):
     def distinct_samples(self) -> int:
         """Different samples among those."""
         return 0 if self._pools.distinct is None else len(self._pools.distinct)
-
-    def match(self, event: Event, state: State) -> bool:
-        """Whether this algorithm has something to do at ``event``."""
-        return event in self._handlers
-
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Do it."""
-        self._handlers[event](state, logger)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same batches, as plain values."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from composer.core import Algorithm, Event, Precision, State, get_precision_context
+from composer.core import Event, Precision, State, get_precision_context
 from composer.loggers import Logger
-from composer.models import ComposerModel
 from torch import Tensor
 from typing_extensions import Unpack, override
 
+from composer_edba.composer.base import EventAlgorithm
 from composer_edba.composer.epochs import EpochLength
 from composer_edba.composer.microbatches import Microbatches
 from composer_edba.composer.refusals import check_algorithms, check_ghost_batches, ghost_batch_size
@@ -30,7 +30,7 @@ __all__ = ["EDBA"]
 
 
 @documented("composer")
-class EDBA(Algorithm):
+class EDBA(EventAlgorithm):
     """Efficient Dynamic Batch Adaptation: train on the subset of each batch whose gradient suits the fit.
 
     From every batch (the pool) a subset is chosen whose mean last-layer gradient brings
@@ -73,7 +73,7 @@ class EDBA(Algorithm):
         self._engine = Engine(full, self._loop, "train_dataloader")
         self._length = EpochLength(self._engine.pools)
         self._cache_logged = False
-        self._handlers: dict[Event, Callable[[State, Logger], None]] = {
+        self._handlers = {
             Event.INIT: self._init,
             Event.FIT_START: self._fit_start,
             Event.EPOCH_START: self._epoch_start,
@@ -131,14 +131,10 @@ class EDBA(Algorithm):
 
     # ---- Composer's interface
 
-    def match(self, event: Event, state: State) -> bool:
-        """Whether this algorithm has something to do at ``event``."""
-        return event in self._handlers
-
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Do it."""
         self._loop.state = state
-        self._handlers[event](state, logger)
+        super().apply(event, state, logger)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on bitwise as an uninterrupted one: plain values, equal on all ranks."""
@@ -156,11 +152,7 @@ class EDBA(Algorithm):
     # ---- events
 
     def _init(self, state: State, logger: Logger) -> None:
-        if not isinstance(state.model, ComposerModel):
-            raise TypeError(
-                f"the model is a {type(state.model).__name__}: EDBA needs a ComposerModel, whose loss it calls; "
-                "composer.models.ComposerClassifier makes one of a classifier"
-            )
+        self._check_model(state)
         check_algorithms(self, state.algorithms)
         self._microbatches.ask_user(state)
         self._run_first(state)
@@ -254,12 +246,6 @@ class EDBA(Algorithm):
         self._engine.remembered.uninstall()
 
     # ---- their parts
-
-    def _run_first(self, state: State) -> None:
-        """Move to the end of the algorithms, which Composer runs backwards on AFTER_DATALOADER."""
-        if state.algorithms[-1] is not self:
-            state.algorithms.remove(self)
-            state.algorithms.append(self)
 
     def _check_ghost_batches(self, state: State) -> None:
         ghost = ghost_batch_size(state.model)

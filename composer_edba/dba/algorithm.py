@@ -5,19 +5,18 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from composer.algorithms import SAM
-from composer.core import Algorithm, Event, Precision, State, get_precision_context
+from composer.core import Event, Precision, State, get_precision_context
 from composer.loggers import Logger
-from composer.models import ComposerModel
 from composer.utils import dist, ensure_tuple
 from torch import Tensor
 from typing_extensions import Unpack
 
 from composer_edba.composer.algorithm import EDBA
+from composer_edba.composer.base import EventAlgorithm
 from composer_edba.composer.epochs import EpochLength
 from composer_edba.composer.microbatches import Microbatches
 from composer_edba.dba.chosen_count import ChosenCountPolicy
@@ -35,7 +34,7 @@ __all__ = ["DBA"]
 
 
 @documented("composer", DBA_SETTINGS)
-class DBA(Algorithm):
+class DBA(EventAlgorithm):
     """Dynamic Batch Adaptation: update each layer with the samples whose gradients suit it.
 
     EDBA's predecessor, to compare with: it needs the per-sample gradients of every layer. For each layer (a module with
@@ -81,7 +80,7 @@ class DBA(Algorithm):
         self.samples_drawn, self.samples_chosen = 0, 0.0
         self._resume_from: dict[str, Any] | None = None
         self.chosen: dict[str, Tensor] = {}
-        self._handlers: dict[Event, Callable[[State, Logger], None]] = {
+        self._handlers = {
             Event.INIT: self._init,
             Event.FIT_START: self._fit_start,
             Event.EPOCH_START: self._epoch_start,
@@ -111,14 +110,6 @@ class DBA(Algorithm):
 
     # ---- Composer's interface
 
-    def match(self, event: Event, state: State) -> bool:
-        """Whether this algorithm has something to do at ``event``."""
-        return event in self._handlers
-
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Do it."""
-        self._handlers[event](state, logger)
-
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on bitwise as an uninterrupted one: plain values."""
         return {
@@ -138,22 +129,18 @@ class DBA(Algorithm):
     # ---- events
 
     def _init(self, state: State, logger: Logger) -> None:
-        if not isinstance(state.model, ComposerModel):
-            raise TypeError(
-                f"the model is a {type(state.model).__name__}: DBA needs a ComposerModel; "
-                "composer.models.ComposerClassifier makes one of a classifier"
-            )
+        self._check_model(state)
         if dist.get_world_size() > 1:
             raise ValueError(
                 f"DBA on {dist.get_world_size()} ranks: it needs the gradients of all samples in one process. Use one "
                 "rank, or EDBA, which runs on any number"
             )
         self._microbatches.ask_user(state)
-        self._go_first(state)
+        self._run_first(state)
 
     def _fit_start(self, state: State, logger: Logger) -> None:
         self._check_setting(state)
-        self._go_first(state)
+        self._run_first(state)
         self._checked = False
         self._length.ask_user(state)
         loader: Any = state.dataloader
@@ -259,12 +246,6 @@ class DBA(Algorithm):
             reason = "on a compiled model: hooks on its layers see nothing of a compiled pass. Leave out compile_config"
         if reason is not None:
             raise ValueError(f"DBA {reason}")
-
-    def _go_first(self, state: State) -> None:
-        """Move to the end of the algorithms, which Composer runs backwards on AFTER_TRAIN_BATCH."""
-        if state.algorithms[-1] is not self:
-            state.algorithms.remove(self)
-            state.algorithms.append(self)
 
     def _set_policy(self, first_size: int | None) -> None:
         if first_size is None:
