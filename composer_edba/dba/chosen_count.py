@@ -1,9 +1,4 @@
-"""DBA's batch size, from how many samples its layers chose lately. Plain Python, no torch.
-
-EDBA's paper says that DBA's batch size came from the historical number of chosen gradients, and gives no rule. Ours:
-the batch is sized such that the number chosen lately would be ``target`` of it. Where the layers keep more than that,
-the batch grows, where they drop more, it shrinks.
-"""
+"""DBA's batch size, from how many samples its layers chose lately. Plain Python, no torch."""
 
 from __future__ import annotations
 
@@ -16,16 +11,16 @@ __all__ = ["ChosenCountPolicy"]
 
 @dataclass
 class ChosenCountPolicy:
-    """Sizes the batch by the mean number of samples that a layer chose in the last ``window`` batches.
+    """Sizes the batch such that the mean number that a layer chose in the last ``window`` batches is ``target`` of it.
 
-    Only batches count that were drawn for the present size: not those from before the last change. Their shares count,
-    since a pass's batches may be smaller, to be even. The window begins anew after each change, so that the size does
-    not flap.
+    EDBA's paper says that DBA's batch size came from the historical number of chosen gradients, and gives no rule; this
+    is ours. Only batches count that were drawn for the present size: not those from before the last change. Their
+    shares count, since a pass's batches may be smaller, to be even. The window begins anew after each change, so that
+    the size does not flap.
 
     Attributes:
         size: size of the batches drawn from now on; the first one is moved into the bounds.
-        minimum: smallest size.
-        maximum: largest size.
+        minimum, maximum: its bounds.
         window: batches that a decision needs.
         target: share of the batch that should be chosen, in (0, 1).
         tolerance: ratio of the wanted size to the present one within which it stays, > 1.
@@ -45,12 +40,9 @@ class ChosenCountPolicy:
         self.load_state_dict({"size": self.size, "window": []})
 
     def update(self, chosen: float, batch_size: int, asked: int) -> int:
-        """Take in one batch and return the size for the next ones.
+        """Take in a batch of ``batch_size`` samples, drawn for the size ``asked``; the size for the next ones.
 
-        Args:
-            chosen: samples chosen, averaged over the layers.
-            batch_size: samples in the batch.
-            asked: size that the batch was drawn for.
+        ``chosen`` of its samples, averaged over the layers, were chosen.
         """
         if asked != self.size:
             return self.size

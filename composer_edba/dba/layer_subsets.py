@@ -6,6 +6,7 @@ what EDBA's paper says of it; what both leave open is said where it is decided. 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from composer_edba.method.averages import Averages
 from composer_edba.method.equation import margin_loss
 
 __all__ = ["Guide", "LayerSubsetSelector", "LayerSubsets", "Search", "search_subsets"]
+
+_STATE = ("model_average", "gradient_averages", "nonfinite_steps")  # what a LayerSubsetSelector saves
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,7 @@ def search_subsets(
 
     Args:
         inner_products: ⟨g_i, g_j⟩ of each layer, (L, B, B).
-        model_metric: M, the mean loss of the batch.
-        model_average: M̄.
-        gradient_averages: Ḡ_l, (L,).
+        model_metric, model_average, gradient_averages: M, the mean loss of the batch, M̄ and Ḡ_l, (L,).
         search: ``"removal"``, the default, takes samples out of the whole batch; ``"addition"`` starts with the most
             helpful one and puts others in; ``"both"`` starts with the whole batch and does either.
         guide: ``"norm"``, the default, or ``"margin"``: each flip is the one that lowers the margin most.
@@ -99,11 +100,9 @@ def search_subsets(
         distances = (norms - averages - (model_metric - model_average)).abs()
         return margins, torch.where(norms > 0, distances, torch.inf)
 
+    members = torch.full((layers, samples), search != "addition")
     if search == "addition":
-        members = torch.zeros(layers, samples, dtype=torch.bool)
         members[every, judged(own, torch.ones_like(own))[1].argmin(1)] = True
-    else:
-        members = torch.ones(layers, samples, dtype=torch.bool)
     with_sum = (products * members.unsqueeze(1)).sum(2)  # ⟨g_i, Σ_S g⟩
     square = (with_sum * members).sum(1, keepdim=True)
     size = members.sum(1, keepdim=True)
@@ -111,11 +110,8 @@ def search_subsets(
     active = torch.ones(layers, dtype=torch.bool)
     while active.any():
         sign = torch.where(members, -1.0, 1.0)
-        allowed = members & (size > least)
-        if search == "addition":
-            allowed = ~members
-        elif search == "both":
-            allowed |= ~members
+        can_go = members & (size > least)
+        allowed = {"removal": can_go, "addition": ~members, "both": can_go | ~members}[search]
         flipped = square + 2 * sign * with_sum + own
         margins, goals = judged(flipped, (size + sign).clamp_min(1))
         # A subset that is too small takes something in even if every margin is infinite.
@@ -164,8 +160,7 @@ class LayerSubsetSelector:
 
         Args:
             names: of the L layers.
-            inner_products: ⟨g_i, g_j⟩ of each, (L, B, B).
-            model_metric: M, the mean loss of the batch.
+            inner_products, model_metric: as for :func:`search_subsets`.
             generator: CPU generator, for ``criterion="random"``.
         """
         products = inner_products.to("cpu", torch.float64)
@@ -203,14 +198,9 @@ class LayerSubsetSelector:
 
     def state_dict(self) -> dict[str, Any]:
         """Averages and counts, as plain values."""
-        return {
-            "model_average": self.model_average,
-            "gradient_averages": dict(self.gradient_averages),
-            "nonfinite_steps": self.nonfinite_steps,
-        }
+        return {name: copy.copy(getattr(self, name)) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave."""
-        self.model_average = state["model_average"]
-        self.gradient_averages = dict(state["gradient_averages"])
-        self.nonfinite_steps = state["nonfinite_steps"]
+        for name in _STATE:
+            setattr(self, name, copy.copy(state[name]))

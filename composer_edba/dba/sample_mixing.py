@@ -28,11 +28,11 @@ def check_samples_stay_apart(model: nn.Module, batch: Any) -> None:
 
     Batch normalisation is known. Anything else is found by trying: the first sample goes through the network with its
     neighbours and with copies of itself, dropout's masks being the same, and what comes out must be the same. Nothing
-    that the network remembers changes.
+    that the network remembers changes. With one sample only batch normalisation is looked for.
 
     Args:
         model: the network; ``model(batch)`` gives the outputs.
-        batch: two samples or more, on its device; with one, only batch normalisation is looked for.
+        batch: on its device.
 
     Raises:
         ValueError: names the module and what to use instead.
@@ -60,10 +60,7 @@ def check_samples_stay_apart(model: nn.Module, batch: Any) -> None:
             )
 
 
-_Trace = list[tuple[str, nn.Module, list[Tensor], list[Tensor]]]
-
-
-def _trace(model: nn.Module, batch: Any) -> _Trace:
+def _trace(model: nn.Module, batch: Any) -> list[tuple[str, nn.Module, list[Tensor], list[Tensor]]]:
     """The first sample's rows of what goes in and out of every module, in the order in which the modules finish."""
     size, calls = batch_size(batch), []
 
