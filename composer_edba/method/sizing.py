@@ -361,12 +361,7 @@ def policy_word(policy: Any) -> str:
 
 
 def check_policy_options(policy: Any, options: Mapping[str, Any] | None) -> None:
-    """Check the constants of a named policy: the keyword arguments of its class that state a range.
-
-    Raises:
-        TypeError: if ``options`` is no mapping.
-        ValueError: if the policy has no such constant, or one is out of its range.
-    """
+    """Raise an error unless ``options`` are constants of the named policy: fields of its class that state a range."""
     if options is None:
         return
     if not isinstance(options, Mapping):
