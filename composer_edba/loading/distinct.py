@@ -13,11 +13,7 @@ __all__ = ["DistinctSamples"]
 
 
 class DistinctSamples:
-    """A set of data-set indices, one bit each.
-
-    Args:
-        size: number of samples in the data set; indices lie below it.
-    """
+    """A set of the indices of a data set of ``size`` samples."""
 
     def __init__(self, size: int):
         self.size = size
@@ -40,8 +36,7 @@ class DistinctSamples:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave. Another data set's members do not carry over: the count starts anew."""
-        if state["size"] != self.size:
-            return
-        packed = np.frombuffer(zlib.decompress(base64.b64decode(state["members"])), dtype=np.uint8)
-        self._seen = np.unpackbits(packed, count=state["size"]).astype(bool)
-        self._count = int(self._seen.sum())
+        if state["size"] == self.size:
+            packed = np.frombuffer(zlib.decompress(base64.b64decode(state["members"])), dtype=np.uint8)
+            self._seen = np.unpackbits(packed, count=self.size).astype(bool)
+            self._count = int(self._seen.sum())

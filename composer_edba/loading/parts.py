@@ -17,28 +17,20 @@ def equal_part_size(samples: int, limit: int | None) -> int | None:
         limit: largest part that fits, at least 1; None for no limit.
 
     Returns:
-        The size: the last part may be smaller but has two samples or more. None if that is impossible, which is so
-        only where every size up to ``limit`` leaves one: odd numbers under a limit of 2, 7 or 13 under 3. A limit of
-        1, or one sample, gives 1.
+        The size: the last part may be smaller but has two samples or more. None where every size up to ``limit``
+        leaves one: odd numbers under a limit of 2, 7 or 13 under 3. A limit of 1, or one sample, gives 1.
     """
     if limit is None or samples <= limit:
         return samples
     if limit == 1:
         return 1
     parts = -(-samples // limit)
-    size = -(-samples // parts)
-    while size >= 2:
-        if samples % size != 1:
-            return size
-        size -= 1
-    return None
+    largest = -(-samples // parts)
+    return next((size for size in range(largest, 1, -1) if samples % size != 1), None)
 
 
 def equal_parts_may_fail(most: int, limit: int | None) -> bool:
-    """Whether up to ``most`` samples there is a number for which :func:`equal_part_size` gives None; never an even one.
-
-    Such a number leaves one over whatever size up to ``limit`` it is divided by.
-    """
+    """Whether for a number of up to ``most`` samples :func:`equal_part_size` gives None; never for an even one."""
     if limit is None or limit == 1:
         return False
     multiple = 1

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from composer_edba.loading.distinct import DistinctSamples
 from composer_edba.loading.ranks import gather_rows, rank_sizes, world_size
-from composer_edba.loading.sampler import ResizableBatchSampler, resizable_copy
+from composer_edba.loading.sampler import ResizableBatchSampler, length_of, resizable_copy, why_fixed
 
 __all__ = ["Pools"]
 
@@ -56,7 +56,7 @@ class Pools:
             device: where the process group's backend wants its tensors.
 
         Returns:
-            The copy; None, with a warning, if the batches cannot be resized.
+            The copy; None if the batches cannot be resized.
 
         Raises:
             ValueError: if the loader is empty.
@@ -64,32 +64,23 @@ class Pools:
         self._refuse_empty(loader)
         twin = resizable_copy(loader)
         self.end_pass()
-        self._resumed = False
         if twin is None:
-            self.sampler, self._loader, self.total, self.shortest, self.distinct = None, None, None, None, None
+            self.sampler = self._loader = self.total = self.shortest = self.distinct = None
             self.uneven = False
             return None
         assert isinstance(twin.batch_sampler, ResizableBatchSampler)
         self.sampler, self._loader = twin.batch_sampler, twin
         self.measure(device)
-        size = _length(twin.dataset)
-        if self.sampler.total is None or size is None:
-            self.distinct = None
-        elif self.distinct is None or self.distinct.size != size:
-            self.distinct = DistinctSamples(size)
+        size = None if self.sampler.total is None else length_of(twin.dataset)
+        if size is None or self.distinct is None or self.distinct.size != size:
+            self.distinct = None if size is None else DistinctSamples(size)
         return twin
 
     def warn_of_fixed_batches(self, loader: Any) -> None:
         """Say why the batches of ``loader`` keep their size."""
-        if not isinstance(loader, DataLoader):
-            why = f"a {type(loader).__name__} is no torch DataLoader"
-        elif loader.batch_sampler is None:
-            why = "it has batch_size=None"
-        else:
-            why = f"it has a batch sampler of its own, {type(loader.batch_sampler).__name__}"
         warnings.warn(
-            f"{self.owner} cannot resize the batches of {self.loader_name} ({why}): it selects within the batches it "
-            "is given",
+            f"{self.owner} cannot resize the batches of {self.loader_name} ({why_fixed(loader)}): it selects within "
+            "the batches it is given",
             stacklevel=3,
         )
 
@@ -98,21 +89,18 @@ class Pools:
         assert self.sampler is not None
         own = self.sampler.total
         if own is None:  # an IterableDataset, perhaps with a length
-            own = _length(self._loader.dataset)
+            own = length_of(self._loader.dataset)
         totals = rank_sizes(-1 if own is None else own, device)
-        self.uneven = len(set(totals)) > 1
         shortest = min(totals)
-        self.shortest = shortest if shortest >= 0 else None
-        self.total = None if self.shortest is None else self.shortest * len(totals)
+        self.uneven = shortest < max(totals)
+        self.shortest, self.total = (None, None) if shortest < 0 else (shortest, shortest * len(totals))
 
     def _refuse_empty(self, loader: Any) -> None:
-        if _length(loader) != 0:
+        if length_of(loader) != 0:
             return
-        reason = ""
-        if isinstance(loader, DataLoader) and loader.drop_last:
+        reason = f" (batch_size={loader.batch_size})" if isinstance(loader, DataLoader) else ""
+        if reason and loader.drop_last:
             reason = f" (drop_last=True with batch_size={loader.batch_size}: is the data set smaller than one batch?)"
-        elif isinstance(loader, DataLoader):
-            reason = f" (batch_size={loader.batch_size})"
         raise ValueError(
             f"{self.loader_name} is empty: it gives no batch{reason}. {self.owner} needs at least one sample"
         )
@@ -174,9 +162,8 @@ class Pools:
     def indices(self, number: int, size: int) -> Tensor | None:
         """Data-set indices of batch ``number``, int64 (``size``,); None if they are not known."""
         found = None if self.sampler is None else self.sampler.indices_of(number)
-        if self.distinct is None or found is None or len(found) != size:
-            return None
-        return torch.tensor(found)
+        known = self.distinct is not None and found is not None and len(found) == size
+        return torch.tensor(found) if known else None
 
     def mark(self, indices: Tensor | None, sizes: list[int], device: torch.device) -> None:
         """Count samples as trained on: this rank's ``indices``, of ``sizes`` on all ranks."""
@@ -225,8 +212,7 @@ class Pools:
     def repeat(self, taken: int, size: int | None) -> None:
         """Have a pass be drawn once more where no checkpoint says how: with the last one's sizes, or all of ``size``.
 
-        Its batches were drawn by an earlier fit, or without EDBA by the loader itself, also if the bounds do not hold
-        their size.
+        Its batches were drawn by an earlier fit, or without EDBA by the loader itself, which knows no bounds.
         """
         if self.sampler is not None and size is not None and taken > 0:
             self.sampler.resume({"drawn": list(self.sampler.drawn) or [size] * taken})
@@ -249,23 +235,13 @@ class _RestOfPass:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        pools = self._pools
-        if not pools._resumed:
-            return iter(self._loader)
-        now = torch.get_rng_state()
-        batches = iter(self._loader)
-        for _ in range(pools.taken):
-            next(batches)
-        torch.set_rng_state(now)
+        now, batches = torch.get_rng_state(), iter(self._loader)
+        if self._pools._resumed:
+            for _ in range(self._pools.taken):
+                next(batches)
+            torch.set_rng_state(now)
         return batches
 
 
 def _pass_words(samples: int | None, ranks: int) -> str:
     return f"{'an unknown number of' if samples is None else samples} samples on {ranks} rank{'s' * (ranks != 1)}"
-
-
-def _length(sized: Any) -> int | None:
-    try:
-        return len(sized)
-    except TypeError:
-        return None

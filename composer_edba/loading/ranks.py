@@ -20,12 +20,7 @@ def rank() -> int:
 
 
 def rank_sizes(size: int, device: torch.device) -> list[int]:
-    """What each rank passes as ``size``, in the order of ranks.
-
-    Args:
-        size: this rank's number.
-        device: where the process group's backend wants its tensors.
-    """
+    """What each rank passes as ``size``, in their order; ``device`` is the one that the process group works on."""
     if world_size() == 1:
         return [size]
     return [int(n) for n in torch.cat(_all_gather(torch.tensor([size], device=device))).tolist()]
@@ -33,11 +28,7 @@ def rank_sizes(size: int, device: torch.device) -> list[int]:
 
 def from_rank_zero(number: int, device: torch.device) -> int:
     """Rank 0's ``number``, a signed 64-bit integer, on every rank."""
-    if world_size() == 1:
-        return number
-    shared = torch.tensor([number], device=device)
-    dist.broadcast(shared, 0)
-    return int(shared)
+    return rank_sizes(number, device)[0]
 
 
 def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
-__all__ = ["ResizableBatchSampler", "check_indexed", "resizable_copy"]
+__all__ = ["ResizableBatchSampler", "check_indexed", "length_of", "resizable_copy", "why_fixed"]
+
+
+def length_of(sized: Any) -> int | None:
+    """``len(sized)``; None if it has no length."""
+    try:
+        return len(sized)
+    except TypeError:
+        return None
 
 
 class ResizableBatchSampler(Sampler[list[int]]):
@@ -26,10 +34,9 @@ class ResizableBatchSampler(Sampler[list[int]]):
     to the one before it, unless the batches are of one sample anyway.
 
     Once a batch of a pass has another size than the first, what is left of the pass is cut evenly into the fewest
-    batches that are no larger: 1,437 samples in batches of 640 are 479, 479 and 479. Otherwise what sizes that come and
-    go leave over could be a handful of samples, and a step on that few, at a learning rate for many, with batch
-    statistics of that few, can undo an epoch's training. A pass in batches of the first size ends as a BatchSampler's
-    does.
+    batches that are no larger: 1,437 samples in batches of 640 are 479, 479 and 479. A handful left over could undo an
+    epoch's training: a step on that few, at a learning rate for many, with their batch statistics. A pass in batches of
+    the first size ends as a BatchSampler's does.
 
     Args:
         sampler: yields a pass's indices.
@@ -38,7 +45,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     Attributes:
         batch_size: size of the batches drawn from now on.
-        drawn: sizes asked for in this pass so far, batches in the prefetch queue included; a new list in each pass.
+        drawn: sizes asked for in this pass so far, the prefetch queue included; a new list in each pass.
         least_length: ``len()`` gives at least this many batches.
         choose: ``choose(number, indices)`` gives those of the indices drawn for batch ``number`` of the pass that are
             to be loaded; None: all.
@@ -46,8 +53,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool = False):
         self.sampler = sampler
-        self.batch_size = batch_size
-        self._first_size = batch_size
+        self.batch_size = self._first_size = batch_size
         self.drop_last = drop_last
         self.drawn: list[int] = []
         self.least_length = 0
@@ -64,10 +70,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
     @property
     def total(self) -> int | None:
         """Indices in a pass; None if the sampler has no length."""
-        try:
-            return len(self.sampler)
-        except TypeError:
-            return None
+        return length_of(self.sampler)
 
     def __iter__(self) -> Iterator[list[int]]:
         self.drawn, self._ends, self._indices, self._seen, self._ended = [], [], {}, 0, False
@@ -108,10 +111,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
         """Batches in a pass: those drawn, and the rest of it at the present size."""
         if self.total is None:
             raise TypeError("the sampler has no length")
-        rest = self.total - self._seen if not self._ended else 0
-        if self.drawn and self._seen >= self.total:  # the next pass has not begun
-            rest = 0
-        full, tail = divmod(max(0, rest), self.batch_size)
+        rest = 0 if self._ended else max(0, self.total - self._seen)
+        full, tail = divmod(rest, self.batch_size)
         resized = self._resized or self.batch_size != self._first_size
         joined = tail == 1 < self.batch_size and full > 0 and (not resized or rest <= 3)
         partial = tail > 0 and not self.drop_last and not joined
@@ -144,8 +145,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     def indices_of(self, number: int) -> list[int] | None:
         """Indices loaded for batch ``number`` of this pass; forgets earlier batches'. None if it was not drawn."""
-        for earlier in [n for n in self._indices if n < number]:
-            del self._indices[earlier]
+        self._indices = {n: indices for n, indices in self._indices.items() if n >= number}
         return self._indices.pop(number, None)
 
     def seen(self, taken: int) -> int:
@@ -163,31 +163,39 @@ class ResizableBatchSampler(Sampler[list[int]]):
         return rest is not None and (rest <= 0 or (self.drop_last and rest < self.batch_size))
 
 
+def why_fixed(loader: Any) -> str | None:
+    """Why the batches of ``loader`` cannot be resized, in words; None: they can."""
+    if not isinstance(loader, DataLoader):
+        return f"a {type(loader).__name__} is no torch DataLoader"
+    if loader.batch_sampler is None:
+        return "it has batch_size=None"
+    if type(loader.batch_sampler) not in (BatchSampler, ResizableBatchSampler):
+        return f"it has a batch sampler of its own, {type(loader.batch_sampler).__name__}"
+    return None
+
+
 def resizable_copy(loader: Any, batch_size: int | None = None) -> DataLoader | None:
     """A shallow copy of ``loader`` that draws through a :class:`ResizableBatchSampler`.
 
-    The copy keeps the class, data set, sampler, workers and everything else, and the given object stays as it is. A
-    new DataLoader would lose what a subclass adds, and its ``sampler`` attribute, on which ``set_epoch`` relies.
+    The copy keeps everything else, and the given object stays as it is. A new DataLoader would lose what a subclass
+    adds, and its ``sampler`` attribute, on which ``set_epoch`` relies.
 
     Args:
         loader: a DataLoader.
         batch_size: first size; None: the loader's own.
 
     Returns:
-        The copy; ``loader`` itself if it is such a copy already; None if its batches cannot be resized: no DataLoader,
-        ``batch_size=None``, or a batch sampler of the user's own.
+        The copy; ``loader`` itself if it is one already; None if its batches cannot be resized, see :func:`why_fixed`.
     """
-    if not isinstance(loader, DataLoader):
+    if why_fixed(loader) is not None:
         return None
-    batch_sampler = loader.batch_sampler
-    if isinstance(batch_sampler, ResizableBatchSampler):
+    given = loader.batch_sampler
+    if isinstance(given, ResizableBatchSampler):
         return loader
-    if type(batch_sampler) is not BatchSampler:
-        return None
     twin = copy.copy(loader)
     # DataLoader.__setattr__ forbids a new batch_sampler.
     twin.__dict__["batch_sampler"] = ResizableBatchSampler(
-        batch_sampler.sampler, batch_size or batch_sampler.batch_size, batch_sampler.drop_last
+        given.sampler, batch_size or given.batch_size, given.drop_last
     )
     twin.__dict__["_iterator"] = None  # persistent workers belong to the given loader
     return twin
@@ -199,23 +207,20 @@ def check_indexed(loader: Any) -> None:
     Raises:
         ValueError: names what the loader lacks, and what to do.
     """
-    if not isinstance(loader, DataLoader):
-        lacks = f"a {type(loader).__name__} is no torch DataLoader"
-    elif isinstance(loader.dataset, IterableDataset):
-        lacks = f"its data set, a {type(loader.dataset).__name__}, is an IterableDataset"
-    elif loader.batch_sampler is None:
-        lacks = "it has batch_size=None"
-    elif type(loader.batch_sampler) not in (BatchSampler, ResizableBatchSampler):
-        lacks = f"it has a batch sampler of its own, {type(loader.batch_sampler).__name__}"
-    elif not hasattr(loader.sampler, "__len__"):
-        lacks = f"its sampler, a {type(loader.sampler).__name__}, has no length"
-    elif loader.num_workers > 0 and not getattr(loader, "in_order", True):
-        lacks = "it has in_order=False, so its batches come in another order than they were chosen in"
-    elif not hasattr(loader.dataset, "__len__"):
-        lacks = f"its data set, a {type(loader.dataset).__name__}, has no length"
-    else:
+    lacks = why_fixed(loader) or _why_unindexed(loader.dataset, loader)
+    if lacks is None:
         return
     raise ValueError(
         f"scoring='cached' keeps scores by data-set index and chooses in the sampler, which this loader does not "
         f"allow: {lacks}. Use scoring='forward'"
     )
+
+
+def _why_unindexed(dataset: Any, loader: DataLoader) -> str | None:
+    if isinstance(dataset, IterableDataset):
+        return f"its data set, a {type(dataset).__name__}, is an IterableDataset"
+    if not hasattr(loader.sampler, "__len__"):
+        return f"its sampler, a {type(loader.sampler).__name__}, has no length"
+    if loader.num_workers > 0 and not getattr(loader, "in_order", True):
+        return "it has in_order=False, so its batches come in another order than they were chosen in"
+    return None if hasattr(dataset, "__len__") else f"its data set, a {type(dataset).__name__}, has no length"

@@ -1,6 +1,6 @@
 """Which subsets of a pool are candidates: uniformly random ones, of sizes drawn by a named law.
 
-The paper does not say how large its candidate subsets are. The law is therefore a parameter:
+The paper does not say how large its candidate subsets are, so the law is a parameter:
 
 * ``"uniform"``: every size from the minimum to the pool's is equally likely (the reading of the paper we start from);
 * ``"upper_half"``: the same from half the pool's size upwards;

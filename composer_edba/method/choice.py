@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -63,8 +64,7 @@ def select_subset(
 ) -> Selection:
     """Choose the candidate subset of least margin, or by another criterion, from a pool.
 
-    On a GPU this waits for the device once, or twice if ``criterion`` is ``"random"``; the permutations come from the
-    CPU.
+    On a GPU this waits for the device once, or twice if ``criterion`` is ``"random"``.
 
     Args:
         inner_products: ⟨g_i, g_j⟩ of the pool, (B, B).
@@ -75,17 +75,13 @@ def select_subset(
         generator: CPU generator that the candidates are drawn from; None: torch's global stream.
         criterion: ``"margin"`` (equation 1); ``"difference"``, the same two deviations subtracted and not divided,
             |(G - Ḡ) - (M - M̄)|, which has no pole at Ḡ: where no candidate reaches the wanted metric it takes the
-            nearest one, and equation 1 the farthest if Ḡ lies between; ``"random"``, the control: the size is that of
-            the margin's choice, the members are drawn anew; or a function ``criterion(gradient_metrics, model_metric,
-            averages)`` that gives each of the K candidates a cost, (K,) for float64 (K,), of which the least wins; NaN
-            never does. Default ``"margin"``.
+            nearest one, and equation 1 the farthest if Ḡ lies between; ``"random"``, the control: the margin's size,
+            members drawn anew; or a function ``criterion(gradient_metrics, model_metric, averages)`` that gives each
+            of the K candidates a cost, (K,) for float64 (K,), of which the least wins; NaN never. Default ``"margin"``.
         subset_size_law: how the candidates' sizes are drawn, see :mod:`composer_edba.method.candidates`.
         size_multiple: sizes are multiples of this where the pool allows it. Default 1.
         group_sizes: sizes of the parts of the pool held by each rank, in order; a candidate then takes equally many
             from each part, and sizes count per part. None: one part.
-
-    Returns:
-        The :class:`Selection`.
     """
     pool_size = inner_products.shape[0]
     groups = [pool_size] if group_sizes is None else list(group_sizes)
@@ -98,7 +94,7 @@ def select_subset(
 
     if averages is None:
         model, square, pool, sum_of_products = common.tolist()
-        finite = _all_finite(model, sum_of_products)
+        finite = math.isfinite(model) and math.isfinite(sum_of_products)
         return Selection(everything, model, pool, 0.0, 0.0, pool, (pool, pool), square, pool, finite)
 
     candidates = draw_candidates(
@@ -132,7 +128,7 @@ def select_subset(
     model, square, pool, sum_of_products, best_at, margin, norm, low, high = figures
 
     wanted = averages.gradient + model - averages.model
-    if not _all_finite(model, sum_of_products):
+    if not (math.isfinite(model) and math.isfinite(sum_of_products)):
         return Selection(everything, model, pool, margin, margin, wanted, (low, high), square, pool, False)
     indices = everything if candidates is None else candidates.members(int(best_at))
     if criterion == "random" and candidates is not None:
@@ -142,10 +138,6 @@ def select_subset(
         random_margin = signed_margin(model, random_norm, averages.model, averages.gradient)
         norm, margin = torch.stack([random_norm, random_margin]).tolist()
     return Selection(indices, model, norm, abs(margin), margin, wanted, (low, high), square, pool, True)
-
-
-def _all_finite(*values: float) -> bool:
-    return all(abs(value) < float("inf") for value in values)  # NaN compares false
 
 
 def _to_device(drawn: Tensor, like: Tensor) -> Tensor:

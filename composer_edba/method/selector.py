@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from composer_edba.method.averages import Averages
-from composer_edba.method.candidates import SubsetSizeLaw
-from composer_edba.method.choice import Criterion, CriterionFunction, Selection, select_subset
+from composer_edba.method.choice import Selection, select_subset
 from composer_edba.method.sizing import BatchSizePolicy, Observation
 
 __all__ = ["SubsetSelector", "highest_learning_rate"]
@@ -27,12 +26,7 @@ class SubsetSelector:
     """Chooses a subset of each pool and says how large the next pools should be. Knows no framework.
 
     Args:
-        num_candidates: least number of candidate subsets a step.
-        ema_decay: decay of both running averages in one batch, in [0, 1).
-        min_subset_size: smallest subset.
-        criterion: what they are judged by, see :func:`~composer_edba.method.choice.select_subset`.
-        subset_size_law: law of the candidates' sizes.
-        interval: batches from one that is scored to the next, in which the averages decay too.
+        settings: a run's, from :func:`composer_edba.settings.checked`.
 
     Attributes:
         averages: M̄ and Ḡ; None before the first finite step.
@@ -40,30 +34,19 @@ class SubsetSelector:
         nonfinite_steps: pools so far whose loss or gradients were NaN or infinite.
     """
 
-    def __init__(
-        self,
-        *,
-        num_candidates: int,
-        ema_decay: float,
-        min_subset_size: int,
-        criterion: Criterion | CriterionFunction,
-        subset_size_law: SubsetSizeLaw,
-        interval: int,
-    ):
-        self.num_candidates = num_candidates
-        self.ema_decay = ema_decay ** min(interval, 2**53)  # beyond, it is no float and the power long 0
-        self.min_subset_size = min_subset_size
-        self.criterion = criterion
-        self.subset_size_law = subset_size_law
+    def __init__(self, settings: Mapping[str, Any]):
+        names = ("num_candidates", "min_subset_size", "criterion", "subset_size_law")
+        self._choice = {name: settings[name] for name in names}
+        # The averages decay in batches that are not scored, too. Beyond 2**53 it is no float and the power long 0.
+        self._decay = settings["ema_decay"] ** min(settings["interval"], 2**53)
         self.averages: Averages | None = None
         self.policy: BatchSizePolicy | None = None
         self.nonfinite_steps = 0
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> SubsetSelector:
-        """That of a run with these settings, from :func:`composer_edba.settings.checked`."""
-        names = ("num_candidates", "ema_decay", "min_subset_size", "criterion", "subset_size_law", "interval")
-        return cls(**{name: settings[name] for name in names})
+        """``SubsetSelector(settings)``."""
+        return cls(settings)
 
     def select(
         self,
@@ -77,34 +60,24 @@ class SubsetSelector:
     ) -> Selection:
         """Choose a subset, then take its metrics into the averages and the policy.
 
-        Args:
-            inner_products: ⟨g_i, g_j⟩ of the pool, (B, B).
-            model_metric: mean loss of the pool.
-            generator: CPU generator for the candidates.
-            size_multiple: subset sizes are multiples of this where possible.
-            group_sizes: parts of the pool on each rank, see :func:`~composer_edba.functional.select_subset`.
-            learning_rate: the optimizer's, for the policy; None: not known.
+        Arguments are those of :func:`~composer_edba.functional.select_subset`, and ``learning_rate``, the optimizer's,
+        for the policy; None: not known.
         """
         selection = select_subset(
             inner_products,
             model_metric,
             self.averages,
-            num_candidates=self.num_candidates,
-            min_subset_size=self.min_subset_size,
             generator=generator,
-            criterion=self.criterion,
-            subset_size_law=self.subset_size_law,
             size_multiple=size_multiple,
             group_sizes=group_sizes,
+            **self._choice,
         )
         if not selection.finite:  # must not poison the averages
             self.nonfinite_steps += 1
             return selection
         first = self.averages is None
-        if self.averages is None:
-            self.averages = Averages(selection.model_metric, selection.gradient_metric)
-        else:
-            self.averages = self.averages.updated(selection.model_metric, selection.gradient_metric, self.ema_decay)
+        metrics = selection.model_metric, selection.gradient_metric
+        self.averages = Averages(*metrics) if self.averages is None else self.averages.updated(*metrics, self._decay)
         if self.policy is not None:
             self.policy.update(
                 Observation(
@@ -123,11 +96,7 @@ class SubsetSelector:
 
     def figures(self, selection: Selection) -> dict[str, float]:
         """What a step is to be logged with: ``selection``'s metrics and the averages that came out."""
-        figures = {
-            "margin": selection.margin,
-            "model_metric": selection.model_metric,
-            "gradient_metric": selection.gradient_metric,
-        }
+        figures = {name: getattr(selection, name) for name in ("margin", "model_metric", "gradient_metric")}
         if self.averages is not None:
             figures |= {"model_average": self.averages.model, "gradient_average": self.averages.gradient}
         return figures
@@ -144,9 +113,8 @@ class SubsetSelector:
 
     def state_dict(self) -> dict[str, Any]:
         """Averages, policy and counts, as plain values."""
-        averages = self.averages
         return {
-            "averages": None if averages is None else [averages.model, averages.gradient],
+            "averages": None if self.averages is None else [self.averages.model, self.averages.gradient],
             "policy": None if self.policy is None else self.policy.state_dict(),
             "nonfinite_steps": self.nonfinite_steps,
         }

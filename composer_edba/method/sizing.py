@@ -1,18 +1,11 @@
 """Rules that turn what the selection saw into the size of the next pools. Plain Python, no torch.
 
 The paper says that the batch size follows "margin-based loss statistics" between 10 and 1000, small while the loss is
-high and large near the end, and gives no rule. These are ours:
-
-* :class:`LossPolicy` (``"loss"``): the batch follows the inverse cube of the loss, times the square of the share of its
-  highest value that the learning rate still has. The default, by evidence (docs/tuning.md).
-* :class:`MarginPolicy` (``"margin"``): if the gradient metric of margin zero lies below everything the candidates
-  reach, for long, the batch grows, since the mean of more samples has a smaller norm; if above, it shrinks.
-* :class:`NoiseScalePolicy` (``"noise_scale"``): the batch follows the gradient noise scale tr Σ / |G|² (McCandlish et
-  al. 2018), estimated without bias from the same inner products.
-* :class:`FixedPolicy` (``"fixed"``): the batch keeps its size.
-
-All see one :class:`Observation` a scored step, keep the size within bounds, and do not flap: a change needs a full
-window of evidence, and is either larger than the noise that is left in it or followed by a cooldown.
+high and large near the end, and gives no rule. These are ours: :class:`LossPolicy` (``"loss"``), the default by
+evidence (docs/tuning.md), :class:`MarginPolicy` (``"margin"``), :class:`NoiseScalePolicy` (``"noise_scale"``) and
+:class:`FixedPolicy` (``"fixed"``). All see one :class:`Observation` a scored step, keep the size within bounds, and do
+not flap: a change needs a full window of evidence, and is either larger than the noise that is left in it or followed
+by a cooldown.
 """
 
 from __future__ import annotations
@@ -20,8 +13,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 __all__ = [
     "BatchSizePolicy",
@@ -38,28 +31,19 @@ __all__ = [
 
 PolicyName = Literal["loss", "margin", "noise_scale", "fixed"]
 
-_Right = tuple[Callable[[Any], bool], str]
 
-
-def _whole(least: int) -> _Right:
-    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least, f"an integer >= {least}"
-
-
-def _number(is_right: Callable[[float], bool], wanted: str) -> _Right:
-    def check(value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and is_right(value)
-
-    return check, f"a number {wanted}"
+def _range(kind: Any, holds: Callable[[Any], bool], wanted: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: isinstance(v, kind) and not isinstance(v, bool) and holds(v), wanted
 
 
 # Ranges of the policies' constants.
-_Window = Annotated[int, _whole(1)]
-_Count = Annotated[int, _whole(0)]
-_Share = Annotated[float, _number(lambda v: 0 < v < 1, "between 0 and 1")]
-_Positive = Annotated[float, _number(lambda v: 0 < v < math.inf, "above 0")]
-_NonNegative = Annotated[float, _number(lambda v: 0 <= v < math.inf, "of at least 0")]
-_AtLeastOne = Annotated[float, _number(lambda v: 1 <= v < math.inf, "of at least 1")]
-_AboveOne = Annotated[float, _number(lambda v: 1 < v < math.inf, "above 1")]
+_Window = Annotated[int, _range(int, lambda v: v >= 1, "an integer >= 1")]
+_Count = Annotated[int, _range(int, lambda v: v >= 0, "an integer >= 0")]
+_Share = Annotated[float, _range((int, float), lambda v: 0 < v < 1, "a number between 0 and 1")]
+_Positive = Annotated[float, _range((int, float), lambda v: 0 < v < math.inf, "a number above 0")]
+_NonNegative = Annotated[float, _range((int, float), lambda v: 0 <= v < math.inf, "a number of at least 0")]
+_AtLeastOne = Annotated[float, _range((int, float), lambda v: 1 <= v < math.inf, "a number of at least 1")]
+_AboveOne = Annotated[float, _range((int, float), lambda v: 1 < v < math.inf, "a number above 1")]
 
 
 @dataclass(frozen=True)
@@ -123,7 +107,38 @@ class FixedPolicy:
         """Keep the loader's size."""
 
 
-class LossPolicy:
+@dataclass(eq=False)
+class _Policy:
+    """What the rules share: a size within bounds, a window of what was seen, and a memory that can be saved."""
+
+    size: int
+    minimum: int
+    maximum: int
+    window: _Window = field(kw_only=True)
+    _memory: ClassVar[tuple[str, ...]]  # what is saved beside size and window: attributes, less their underscore
+
+    def __post_init__(self) -> None:
+        self.size = self._within_bounds(self.size)
+        self._window: deque[Any] = deque(maxlen=self.window)
+
+    def _within_bounds(self, size: int) -> int:
+        return min(max(size, self.minimum), self.maximum)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rule's memory, as plain values."""
+        rest = {name: getattr(self, f"_{name}") for name in self._memory}
+        return {"size": self.size, "window": list(self._window), **rest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave; sizes outside of the present bounds are moved into them."""
+        self.size = self._within_bounds(state["size"])
+        self._window = deque(state["window"], maxlen=self.window)
+        for name in self._memory:
+            setattr(self, f"_{name}", state[name])
+
+
+@dataclass(eq=False, kw_only=True)
+class LossPolicy(_Policy):
     """Grow with the inverse cube of the loss, as far as the learning rate does not decay by itself.
 
     The noise of a step goes with the learning rate over the batch size, η / B, so a larger batch does what a smaller
@@ -138,9 +153,7 @@ class LossPolicy:
     (docs/tuning.md). Losses that are not positive leave the size as it is.
 
     Args:
-        size: first size.
-        minimum: smallest size.
-        maximum: largest size.
+        size: first size, in samples a rank; ``minimum`` and ``maximum`` bound it.
         window: observations over which the loss is averaged. Default 10.
         exponent: of the loss, > 0. Default 3.
         rate_exponent: of the learning rate's share of its maximum, >= 0. Default 2.
@@ -149,36 +162,26 @@ class LossPolicy:
             each loss then hardly moves it.
     """
 
-    def __init__(
-        self,
-        size: int,
-        minimum: int,
-        maximum: int,
-        *,
-        window: _Window = 10,
-        exponent: _Positive = 3.0,
-        rate_exponent: _NonNegative = 2.0,
-        largest_growth: _AtLeastOne = 10.0,
-        tolerance: _AboveOne = 1.4,
-    ):
-        self.minimum, self.maximum = minimum, maximum
-        self.size = self._within_bounds(size)
-        self.exponent, self.rate_exponent = exponent, rate_exponent
-        self.largest_growth, self.tolerance = largest_growth, tolerance
+    window: _Window = 10
+    exponent: _Positive = 3.0
+    rate_exponent: _NonNegative = 2.0
+    largest_growth: _AtLeastOne = 10.0
+    tolerance: _AboveOne = 1.4
+    _memory = ("first_size", "first_loss", "highest_rate")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._first_size = self.size
-        self._losses: deque[float] = deque(maxlen=window)
         self._first_loss: float | None = None
         self._highest_rate = 0.0
 
     def update(self, observation: Observation) -> int:
         """Take in one step and return the size for the next pools."""
-        self._losses.append(observation.model_metric)
+        self._window.append(observation.model_metric)
         rate = observation.learning_rate
         self._highest_rate = max(self._highest_rate, rate or 0.0)
-        if len(self._losses) < (self._losses.maxlen or 0):
-            return self.size
-        loss = sum(self._losses) / len(self._losses)
-        if not 0 < loss < math.inf:
+        loss = sum(self._window) / len(self._window)
+        if len(self._window) != self._window.maxlen or not 0 < loss < math.inf:
             return self.size
         if self._first_loss is None:
             self._first_loss = loss
@@ -192,37 +195,23 @@ class LossPolicy:
             self.size = self._within_bounds(round(self._first_size * max(damping, 1.0)))
         return self.size
 
-    def _within_bounds(self, size: int) -> int:
-        return min(max(size, self.minimum), self.maximum)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Sizes, losses and highest learning rate, as plain values."""
-        return {
-            "size": self.size,
-            "first_size": self._first_size,
-            "losses": list(self._losses),
-            "first_loss": self._first_loss,
-            "highest_rate": self._highest_rate,
-        }
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave; sizes outside of the present bounds are moved into them."""
-        self.size = self._within_bounds(state["size"])
-        self._first_size = self._within_bounds(state["first_size"])
-        self._losses = deque(state["losses"], maxlen=self._losses.maxlen)
-        self._first_loss = state["first_loss"]
-        self._highest_rate = state["highest_rate"]
+        super().load_state_dict(state)
+        self._first_size = self._within_bounds(self._first_size)
 
 
-class _WindowedPolicy:
-    """What the margin and noise-scale rules share: bounds, a window of evidence, and a cooldown after each change."""
+@dataclass(eq=False, kw_only=True)
+class _CoolingPolicy(_Policy):
+    """What the margin and noise-scale rules share: a window that begins anew after each change, and a cooldown."""
 
-    def __init__(self, size: int, minimum: int, maximum: int, window: int, cooldown: int):
-        self.size = min(max(size, minimum), maximum)
-        self.minimum, self.maximum = minimum, maximum
-        self.cooldown = cooldown
-        self._window: deque[Any] = deque(maxlen=window)
+    cooldown: _Count
+    _memory = ("rest", "direction")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._rest = 0
+        self._direction = 0  # of the last change: 1 grew, -1 shrank
 
     def update(self, observation: Observation) -> int:
         """Take in one step and return the size for the next pools."""
@@ -233,9 +222,9 @@ class _WindowedPolicy:
             return self.size
         self._window.append(self._evidence(observation))
         if len(self._window) == self._window.maxlen:
-            proposed = min(max(self._propose(), self.minimum), self.maximum)
+            proposed = self._within_bounds(self._proposed())
             if proposed != self.size:
-                self._changed(proposed)
+                self._direction = 1 if proposed > self.size else -1
                 self.size = proposed
                 self._window.clear()
                 self._rest = self.cooldown
@@ -245,36 +234,22 @@ class _WindowedPolicy:
         """What of a step goes into the window."""
         raise NotImplementedError
 
-    def _propose(self) -> int:
+    def _proposed(self) -> int:
         """The size that a full window speaks for; bounds are the caller's."""
         raise NotImplementedError
 
-    def _changed(self, proposed: int) -> None:
-        """Called before the size changes."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Size, window and what is left of the cooldown, as plain values."""
-        return {"size": self.size, "window": list(self._window), "rest": self._rest}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave; a size outside of the present bounds is moved into them."""
-        self.size = min(max(state["size"], self.minimum), self.maximum)
-        self._window = deque(state["window"], maxlen=self._window.maxlen)
-        self._rest = state["rest"]
-
-
-class MarginPolicy(_WindowedPolicy):
+@dataclass(eq=False, kw_only=True)
+class MarginPolicy(_CoolingPolicy):
     """Grow when the wanted gradient metric stays below what the candidates reach, shrink when it stays above.
 
     Each step casts a vote: 0 if the wanted metric lies within the candidates' reach, else its margin, capped at 1,
-    positive if it lies below the reach (a larger batch is wanted) and negative if above. The pressure is the mean vote
-    of the window. Beyond ``threshold`` the size is multiplied or divided by ``factor``; turning round needs the
-    pressure to exceed ``threshold + hysteresis``.
+    positive if it lies below the reach (a larger batch is wanted: the mean of more samples has a smaller norm) and
+    negative if above. The pressure is the mean vote of the window. Beyond ``threshold`` the size is multiplied or
+    divided by ``factor``; turning round needs the pressure to exceed ``threshold + hysteresis``.
 
     Args:
-        size: first size.
-        minimum: smallest size.
-        maximum: largest size.
+        size: first size, in samples a rank; ``minimum`` and ``maximum`` bound it.
         window: votes that a decision needs. Default 20.
         cooldown: steps after a change in which no votes are taken. Default 10.
         threshold: pressure that changes the size, in (0, 1). Default 0.3.
@@ -282,21 +257,11 @@ class MarginPolicy(_WindowedPolicy):
         factor: by how much a change multiplies or divides, > 1. Default 1.5.
     """
 
-    def __init__(
-        self,
-        size: int,
-        minimum: int,
-        maximum: int,
-        *,
-        window: _Window = 20,
-        cooldown: _Count = 10,
-        threshold: _Share = 0.3,
-        hysteresis: _NonNegative = 0.3,
-        factor: _AboveOne = 1.5,
-    ):
-        super().__init__(size, minimum, maximum, window, cooldown)
-        self.threshold, self.hysteresis, self.factor = threshold, hysteresis, factor
-        self._direction = 0  # of the last change: 1 grew, -1 shrank
+    window: _Window = 20
+    cooldown: _Count = 10
+    threshold: _Share = 0.3
+    hysteresis: _NonNegative = 0.3
+    factor: _AboveOne = 1.5
 
     def _evidence(self, observation: Observation) -> float:
         low, high = observation.reach
@@ -305,7 +270,7 @@ class MarginPolicy(_WindowedPolicy):
             return vote
         return -vote if observation.wanted > high else 0.0
 
-    def _propose(self) -> int:
+    def _proposed(self) -> int:
         pressure = sum(self._window) / len(self._window)
         direction = 1 if pressure > 0 else -1
         needed = self.threshold + (self.hysteresis if direction == -self._direction else 0.0)
@@ -316,20 +281,9 @@ class MarginPolicy(_WindowedPolicy):
             return max(self.size + 1, round(self.size * self.factor))
         return min(self.size - 1, round(self.size / self.factor))
 
-    def _changed(self, proposed: int) -> None:
-        self._direction = 1 if proposed > self.size else -1
 
-    def state_dict(self) -> dict[str, Any]:
-        """As the base's, and the direction of the last change."""
-        return {**super().state_dict(), "direction": self._direction}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
-        super().load_state_dict(state)
-        self._direction = state["direction"]
-
-
-class NoiseScalePolicy(_WindowedPolicy):
+@dataclass(eq=False, kw_only=True)
+class NoiseScalePolicy(_CoolingPolicy):
     """Follow the gradient noise scale tr Σ / |G|², the batch size beyond which more samples add little.
 
     With s = (1/B) Σ ‖g_i‖² and p = ‖(1/B) Σ g_i‖², unbiased estimates are |G|² ≈ (B p - s) / (B - 1) and
@@ -338,9 +292,7 @@ class NoiseScalePolicy(_WindowedPolicy):
     noise scale is off by more than ``tolerance``, and by at most ``factor`` at once.
 
     Args:
-        size: first size.
-        minimum: smallest size.
-        maximum: largest size.
+        size: first size, in samples a rank; ``minimum`` and ``maximum`` bound it.
         ranks: number of ranks that share a pool; the noise scale is divided among them. Default 1.
         window: steps that a decision needs. Default 50.
         cooldown: steps after a change that are left out. Default 10.
@@ -348,37 +300,20 @@ class NoiseScalePolicy(_WindowedPolicy):
         factor: largest change at once, >= tolerance. Default 2.
     """
 
-    def __init__(
-        self,
-        size: int,
-        minimum: int,
-        maximum: int,
-        *,
-        ranks: int = 1,
-        window: _Window = 50,
-        cooldown: _Count = 10,
-        tolerance: _AboveOne = 1.5,
-        factor: _AboveOne = 2.0,
-    ):
-        super().__init__(size, minimum, maximum, window, cooldown)
-        self.ranks, self.tolerance, self.factor = ranks, tolerance, factor
+    ranks: int = 1
+    window: _Window = 50
+    cooldown: _Count = 10
+    tolerance: _AboveOne = 1.5
+    factor: _AboveOne = 2.0
 
     def _evidence(self, observation: Observation) -> list[float]:
-        pool, mean_square, pool_square = (
-            observation.pool_size,
-            observation.mean_square_norm,
-            observation.pool_square_norm,
-        )
-        if pool < 2:
+        size, square, pool_square = observation.pool_size, observation.mean_square_norm, observation.pool_square_norm
+        if size < 2:
             return [0.0, 0.0]
-        return [
-            (mean_square - pool_square) * pool / (pool - 1),
-            (pool * pool_square - mean_square) / (pool - 1),
-        ]
+        return [(square - pool_square) * size / (size - 1), (size * pool_square - square) / (size - 1)]
 
-    def _propose(self) -> int:
-        variance = sum(evidence[0] for evidence in self._window)
-        signal = sum(evidence[1] for evidence in self._window)
+    def _proposed(self) -> int:
+        variance, signal = (sum(estimates) for estimates in zip(*self._window, strict=True))
         if signal > 0:
             ratio = variance / signal / self.ranks / self.size
         else:  # noise drowns the gradient, and no size is large enough; or there is no gradient at all
@@ -409,9 +344,7 @@ def make_policy(
     Args:
         policy: a name; a function ``policy(size, minimum, maximum)`` that makes one; or an object that is one, whose
             own size is then the first.
-        size: first size.
-        minimum: smallest size.
-        maximum: largest size.
+        size: first size, in samples a rank; ``minimum`` and ``maximum`` bound it.
         ranks: number of ranks that share a pool.
         options: constants of a named policy that are not to be the default ones, see :func:`check_policy_options`.
     """
@@ -428,19 +361,14 @@ def policy_word(policy: Any) -> str:
 
 
 def check_policy_options(policy: Any, options: Mapping[str, Any] | None) -> None:
-    """Check the constants of a named policy: the keyword arguments of its class that state a range.
-
-    Raises:
-        TypeError: if ``options`` is no mapping.
-        ValueError: if the policy has no such constant, or one is out of its range.
-    """
+    """Raise an error unless ``options`` are constants of the named policy: fields of its class that state a range."""
     if options is None:
         return
     if not isinstance(options, Mapping):
         raise TypeError(f"policy_options is {options!r}: it must be a mapping of the policy's constants, or None")
     if not isinstance(policy, str):
         raise ValueError(f"policy_options is {options!r}: batch_size_policy is an object, which has its own constants")
-    hints = get_type_hints(vars(POLICIES[policy])["__init__"], include_extras=True)
+    hints = get_type_hints(POLICIES[policy], include_extras=True)
     known = {name: get_args(hint)[1] for name, hint in hints.items() if get_origin(hint) is Annotated}
     for option, value in options.items():
         if option not in known:
@@ -450,8 +378,7 @@ def check_policy_options(policy: Any, options: Mapping[str, Any] | None) -> None
         if not is_right(value):
             raise ValueError(f"policy_options is {options!r}: {option} must be {wanted}")
     if policy == "noise_scale":
-        default = NoiseScalePolicy(1, 1, 1)
-        factor, tolerance = options.get("factor", default.factor), options.get("tolerance", default.tolerance)
+        factor, tolerance = (options.get(name, getattr(NoiseScalePolicy, name)) for name in ("factor", "tolerance"))
         if factor < tolerance:  # it would stop short of the band for good
             raise ValueError(
                 f"policy_options is {options!r}: factor ({factor}) must be at least tolerance ({tolerance})"

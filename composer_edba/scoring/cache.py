@@ -24,22 +24,20 @@ class ScoreCache:
 
     Memory: N x (F + C + 1) float32 numbers, for 50,000 images, 256 features and 10 classes 53 MB, and as much in a
     checkpoint once every sample was recorded. They lie on the model's device if they take at most a fifth of its
-    memory, otherwise in the host's. Nothing is allocated before the first recording.
+    memory, otherwise in the host's; nowhere before the first recording.
 
     Args:
         size: N, samples in the data set; indices lie below it.
 
     Attributes:
-        steps: step at which each sample was last recorded, int64 (N,); -1: never. On the host, so that asking waits
-            for no device.
+        steps: step at which each sample was last recorded, int64 (N,), on the host; -1: never.
     """
 
     def __init__(self, size: int):
         self.size = size
         self.steps: np.ndarray = np.full(size, -1, dtype=np.int64)
         self._rows: Tensor | None = None  # (N, F + C + 1)
-        self._features = 0
-        self._bias = True
+        self._features, self._bias = 0, True
 
     @property
     def bytes(self) -> int:
@@ -66,13 +64,11 @@ class ScoreCache:
         """
         if self._rows is None or self._rows.shape[1] != rows.shape[1] or self._features != features:
             self._allocate(rows.shape[1], rows.device)
-            self._features = features
-        self._bias = bias
+        self._features, self._bias = features, bias
         assert self._rows is not None
         distinct, from_end = np.unique(indices[::-1], return_index=True)
         if len(distinct) < len(indices):  # which of two equal indices is written last is not defined
-            rows = rows[_index(len(indices) - 1 - from_end, rows.device)]
-            indices = distinct
+            rows, indices = rows[_index(len(indices) - 1 - from_end, rows.device)], distinct
         self._rows[_index(indices, self._rows.device)] = rows.to(self._rows.device)
         self.steps[indices] = step
 
@@ -81,12 +77,7 @@ class ScoreCache:
         return bool((self.steps[indices] >= 0).all())
 
     def scores(self, indices: np.ndarray, device: torch.device) -> PoolScores:
-        """What is known of samples that were all recorded.
-
-        Args:
-            indices: the samples, int64 (B,); they may repeat.
-            device: where the result is wanted.
-        """
+        """What is known of samples that were all recorded, int64 (B,), which may repeat; on ``device``."""
         assert self._rows is not None
         rows = self._rows[_index(indices, self._rows.device)].to(device)
         return PoolScores(rows[:, : self._features], rows[:, self._features : -1], rows[:, -1].mean(), self._bias)

@@ -50,12 +50,12 @@ class PoolScores:
 class Scorer:
     """Runs scoring forwards over pools.
 
-    A sample's gradient is B times its part of the gradient of the pool's mean loss. If that is a mean over the samples,
-    it is the gradient of the sample's own loss. If it is a mean over all positions (tokens, pixels) that count, with
-    padding and ``ignore_index`` left out, a sample with n of the pool's N counts B n / N times its own mean loss: as in
-    training, where a longer sample weighs more, and not the mean of means that no training step follows. The mean over
-    the pool is then exactly the pool's gradient, and that over a subset the subset's gradient times its samples' mean n
-    over the pool's. In chunks the same holds for each chunk, as it does for Composer's microbatches.
+    A sample's gradient is B times its part of the gradient of the pool's mean loss: of a mean over samples, that of the
+    sample's own loss. Of a mean over all positions (tokens, pixels) that count, with padding and ``ignore_index`` left
+    out, a sample with n of the pool's N counts B n / N times its own mean loss, as in training, where a longer sample
+    weighs more. The mean over the pool is then exactly the pool's gradient, and that over a subset the subset's
+    gradient times its samples' mean n over the pool's. In chunks the same holds for each chunk, as for Composer's
+    microbatches.
 
     Args:
         last_layer: the layer whose gradients count, a module or its name in the model; None: the Linear or 1x1
@@ -63,10 +63,9 @@ class Scorer:
         batch_norm: ``"pool"`` or ``"running"``, see :func:`without_side_effects`. Default ``"pool"``.
 
     Attributes:
-        chunk_limit: most samples in one forward; None: the whole pool at once. Batch normalisation uses the statistics
-            of what goes through at once. Halved whenever memory runs out.
-        least_samples: fewest samples that may go through at once: batch normalisation needs two, ghost batch
-            normalisation as many as its ghost batch has.
+        chunk_limit: most samples in one forward, whose statistics batch normalisation uses; None: the whole pool.
+            Halved whenever memory runs out.
+        least_samples: fewest in one forward: batch normalisation needs two, ghost batch normalisation a ghost batch.
     """
 
     def __init__(self, last_layer: nn.Module | str | None = None, batch_norm: BatchNormStatistics = "pool"):
@@ -99,7 +98,6 @@ class Scorer:
         Raises:
             ValueError: if no last layer is found, its output has no batch dimension, or the loss is no mean.
         """
-
         run = _runner(model, loss, prepare, precision)
         size = batch_size(batch)
         with without_side_effects(model, self.batch_norm):
@@ -118,22 +116,14 @@ class Scorer:
                 torch.cuda.empty_cache()
                 warnings.warn(f"scoring ran out of memory and goes on in chunks of {self.chunk_limit}", stacklevel=2)
 
-    def find_layer(
-        self,
-        model: nn.Module,
-        batch: Any,
-        loss: Callable[[Any, Any], Any],
-        *,
-        prepare: Callable[[Any], Any] | None = None,
-        precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-    ) -> nn.Module:
+    def find_layer(self, model: nn.Module, batch: Any, loss: Callable[[Any, Any], Any], **context: Any) -> nn.Module:
         """The layer whose gradients count, found and checked on a part of ``batch`` once a model, without scoring it.
 
         Arguments and errors are those of a call.
         """
         if self._checked is not model:
             with without_side_effects(model, self.batch_norm):
-                self._prepare(model, batch, batch_size(batch), _runner(model, loss, prepare, precision))
+                self._prepare(model, batch, batch_size(batch), _runner(model, loss, **context))
         assert self._layer is not None
         return self._layer
 
@@ -145,7 +135,7 @@ class Scorer:
     def _prepare(self, model: nn.Module, batch: Any, size: int, run: Run) -> None:
         """Find the last layer and check it and the loss, once a model: other algorithms may have changed it before."""
         # Twice the probe must fit wherever a chunk does.
-        most = size if self.chunk_limit is None else min(size, self.chunk_limit)
+        most = min(size, self.chunk_limit or size)
         probe_size = min(size, max(self.least_samples, min(most // 2, _PROBE_SIZE)))
         probe = index_batch(batch, torch.arange(probe_size), size)
         if isinstance(self.last_layer, str):
@@ -163,25 +153,18 @@ class Scorer:
         """A mean over samples stays the same when each sample comes twice; a sum doubles."""
         assert self._layer is not None
         outputs: list[Tensor] = []
-        calls = 0
 
         def record(module: nn.Module, args: Any, output: Tensor) -> None:
             outputs.append(output)
 
         def repeat(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             # The recorded outputs once more: a network that draws random numbers would give others.
-            nonlocal calls
-            calls += 1
-            return torch.cat([outputs[calls - 1]] * 2)
+            return torch.cat([outputs.pop(0)] * 2)
 
         values = []
         for hook, copies in ((record, 1), (repeat, 2)):
-            handle = self._layer.register_forward_hook(hook)
-            try:
-                with torch.no_grad():
-                    values.append(mean_loss(run(index_batch(probe, torch.arange(size).repeat(copies), size))))
-            finally:
-                handle.remove()
+            with self._layer.register_forward_hook(hook), torch.no_grad():
+                values.append(mean_loss(run(index_batch(probe, torch.arange(size).repeat(copies), size))))
         once, twice = torch.stack(values).tolist()
         check_mean(once, twice, size)
 
@@ -190,19 +173,15 @@ class Scorer:
         sizes = balanced_parts(size, self.chunk_limit, self.least_samples)
         if len(sizes) == 1:
             return self._score(batch, size, run)
-        parts, shares, start = [], [], 0
+        parts, start = [], 0
         for chunk in sizes:
             part = self._score(index_batch(batch, slice(start, start + chunk), size), chunk, run)
             self._check_memory(size)  # longer sequences than the last pool's show in the first part
             parts.append(part)
-            shares.append(chunk / size)
             start += chunk
-        return PoolScores(
-            torch.cat([part.inputs for part in parts]),
-            torch.cat([part.output_grads for part in parts]),
-            torch.stack([part.model_metric * share for part, share in zip(parts, shares, strict=True)]).sum(),
-            parts[0].bias,
-        )
+        inputs, output_grads = torch.cat([part.inputs for part in parts]), torch.cat([p.output_grads for p in parts])
+        metrics = [part.model_metric * (chunk / size) for part, chunk in zip(parts, sizes, strict=True)]
+        return PoolScores(inputs, output_grads, torch.stack(metrics).sum(), parts[0].bias)
 
     def _check_memory(self, size: int) -> None:
         """Judge a pool by the shapes of what was scored last."""
@@ -231,17 +210,13 @@ class Scorer:
             torch.set_grad_enabled(True)
             return leaf
 
-        handle = layer.register_forward_hook(cut)
-        try:
-            # The hook turns grad mode on for the rest of the forward; this context puts it back.
-            with torch.set_grad_enabled(False):
-                value = mean_loss(run(batch))
-                if not value.requires_grad:
-                    why = "does not depend on its output" if leaves else "is computed without calling it"
-                    raise ValueError(f"last_layer ({type(layer).__name__}): the loss {why}. Name another layer")
-                grads = torch.autograd.grad(value, leaves)
-        finally:
-            handle.remove()
+        # The hook turns grad mode on for the rest of the forward; this context puts it back.
+        with layer.register_forward_hook(cut), torch.set_grad_enabled(False):
+            value = mean_loss(run(batch))
+            if not value.requires_grad:
+                why = "does not depend on its output" if leaves else "is computed without calling it"
+                raise ValueError(f"last_layer ({type(layer).__name__}): the loss {why}. Name another layer")
+            grads = torch.autograd.grad(value, leaves)
         h = [positions_last(layer, tensor) for tensor in inputs]
         d = [at_least_float32(positions_last(layer, tensor)) * size for tensor in grads]
         if len(leaves) > 1:  # called several times: the calls are further positions
@@ -254,8 +229,8 @@ class Scorer:
 def _runner(
     model: nn.Module,
     loss: Callable[[Any, Any], Any],
-    prepare: Callable[[Any], Any] | None,
-    precision: Callable[[], contextlib.AbstractContextManager],
+    prepare: Callable[[Any], Any] | None = None,
+    precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> Run:
     def run(chunk: Any) -> Any:
         chunk = chunk if prepare is None else prepare(chunk)

@@ -26,12 +26,8 @@ def gather_scores(scores: PoolScores, sizes: list[int]) -> PoolScores:
     scores = _equally_long(scores, sum(sizes))
     total = scores.model_metric * sizes[rank()]
     dist.all_reduce(total)
-    return PoolScores(
-        gather_rows(scores.inputs, sizes),
-        gather_rows(scores.output_grads, sizes),
-        total / sum(sizes),
-        scores.bias,
-    )
+    inputs, output_grads = gather_rows(scores.inputs, sizes), gather_rows(scores.output_grads, sizes)
+    return PoolScores(inputs, output_grads, total / sum(sizes), scores.bias)
 
 
 def _equally_long(scores: PoolScores, samples: int) -> PoolScores:
@@ -43,6 +39,5 @@ def _equally_long(scores: PoolScores, samples: int) -> PoolScores:
     check_score_memory(samples, max(1, most), inputs.shape[-1], output_grads.shape[-1], device)
     if most == 0:
         return scores
-    missing = most - positions
-    padded = [F.pad(rows.flatten(1, -2), (0, 0, 0, missing)) for rows in (inputs, output_grads)]
-    return PoolScores(padded[0], padded[1], scores.model_metric, scores.bias)
+    inputs, output_grads = (F.pad(rows.flatten(1, -2), (0, 0, 0, most - positions)) for rows in (inputs, output_grads))
+    return PoolScores(inputs, output_grads, scores.model_metric, scores.bias)

@@ -13,16 +13,10 @@ _MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
 def scaled_images(images: Any, factor: float, *, what: str, advice: str = "") -> Tensor:
-    """``images`` with their side lengths times ``factor``.
-
-    Args:
-        images: (B, C, L), (B, C, H, W) or (B, C, D, H, W).
-        factor: the argument ``scale_factor``, in (0, 1].
-        what: what the error calls them.
-        advice: what else the error says would help.
+    """``images``, (B, C, L), (B, C, H, W) or (B, C, D, H, W), with their side lengths times ``factor``, in (0, 1].
 
     Raises:
-        ValueError: if they have no spatial dimension to scale.
+        ValueError: if they have no spatial dimension to scale; calls them ``what``, and says what else would help.
     """
     if not isinstance(images, Tensor) or images.ndim not in _MODES:
         found = f"a {images.ndim}-D tensor" if isinstance(images, Tensor) else f"a {type(images).__name__}"

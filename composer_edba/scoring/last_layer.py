@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -86,13 +87,10 @@ def find_last_layer(model: nn.Module, forward: Callable[[], Any]) -> nn.Module:
     def note(module: nn.Module, args: Any, output: Any) -> None:
         called.append(module)
 
-    handles = [module.register_forward_hook(note) for module in model.modules() if is_linear_map(module)]
-    try:
-        with torch.no_grad():
-            forward()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        for module in filter(is_linear_map, model.modules()):
+            hooks.enter_context(module.register_forward_hook(note))
+        forward()
     if not called:
         kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -20,8 +21,7 @@ def check_score_memory(
 ) -> None:
     """Refuse a pool whose scores would not fit beside the training.
 
-    Scores are B T (F + C) float32 numbers. The inner products need no more than a fixed block on top, whatever the
-    sizes.
+    Scores are B T (F + C) float32 numbers; the inner products need no more than a fixed block on top.
 
     Args:
         samples: B.
@@ -35,10 +35,9 @@ def check_score_memory(
         ValueError: names the sizes, and what would fit.
     """
     per_sample = 4 * positions * (features + classes)
-    memory = device_memory(device)
-    if limit is None and memory is not None:
-        limit = _SHARE * memory
-    if limit is None or samples * per_sample <= limit:
+    if limit is None:
+        limit = _SHARE * (device_memory(device) or math.inf)
+    if samples * per_sample <= limit:
         return
     raise ValueError(
         f"scoring {samples} samples at {positions} positions each, with {features} inputs and {classes} outputs of the "

@@ -114,7 +114,7 @@ def test_every_constant_of_a_policy_can_be_set(policy, options):
     constants = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"ranks"}
     assert constants == set(options)
     rule = make_policy(policy, 100, 10, 1000, options=options)
-    kept = {**vars(rule), "window": (rule._losses if policy == "loss" else rule._window).maxlen}
+    kept = {**vars(rule), "window": rule._window.maxlen}
     assert {name: kept[name] for name in options} == options
 
 
@@ -150,11 +150,8 @@ def test_a_change_needs_a_full_window_and_is_followed_by_a_cooldown(policy):
 )
 def test_sizes_stay_within_bounds_whatever_is_seen(observations, policy, size, minimum, span):
     rule = make_policy(policy, size, minimum, minimum + span)
-    if policy == "loss":
-        rule._losses = type(rule._losses)(maxlen=2)
-    else:
-        rule._window = type(rule._window)(maxlen=2)
-        rule.cooldown = 0
+    rule._window = type(rule._window)(maxlen=2)
+    rule.cooldown = 0
     for observation in observations * 3:
         assert minimum <= rule.update(observation) <= minimum + span
         assert isinstance(rule.size, int)
