@@ -64,7 +64,7 @@ def select_subset(
 ) -> Selection:
     """Choose the candidate subset of least margin, or by another criterion, from a pool.
 
-    On a GPU this waits for the device once, or twice if ``criterion`` is ``"random"``.
+    On a GPU this waits for the device once, or twice if ``criterion`` is ``"random"`` or a function.
 
     Args:
         inner_products: ⟨g_i, g_j⟩ of the pool, (B, B).
@@ -77,7 +77,8 @@ def select_subset(
             |(G - Ḡ) - (M - M̄)|, which has no pole at Ḡ: where no candidate reaches the wanted metric it takes the
             nearest one, and equation 1 the farthest if Ḡ lies between; ``"random"``, the control: the margin's size,
             members drawn anew; or a function ``criterion(gradient_metrics, model_metric, averages)`` that gives each
-            of the K candidates a cost, (K,) for float64 (K,), of which the least wins; NaN never. Default ``"margin"``.
+            of the K candidates a cost, (K,) for float64 (K,), of which the least wins; NaN is the largest.
+            Default ``"margin"``.
         subset_size_law: how the candidates' sizes are drawn, see :mod:`composer_edba.method.candidates`.
         size_multiple: sizes are multiples of this where the pool allows it. Default 1.
         group_sizes: sizes of the parts of the pool held by each rank, in order; a candidate then takes equally many
@@ -112,7 +113,7 @@ def select_subset(
     if criterion == "difference":
         distance = ((norms.double() - averages.gradient) - (as_scalar(model_metric, norms) - averages.model)).abs()
     elif not isinstance(criterion, str):
-        costs = criterion(norms.double(), float(model_metric), averages)
+        costs = criterion(norms.to(torch.float64, copy=True), float(model_metric), averages)
         if not isinstance(costs, Tensor) or costs.shape != norms.shape:
             found = tuple(costs.shape) if isinstance(costs, Tensor) else type(costs).__name__
             raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from composer_edba.method.averages import Averages
 from composer_edba.method.choice import Selection, select_subset
-from composer_edba.method.sizing import BatchSizePolicy, Observation
+from composer_edba.method.sizing import BatchSizePolicy, Observation, check_size
 
 __all__ = ["SubsetSelector", "highest_learning_rate"]
 
@@ -92,6 +92,7 @@ class SubsetSelector:
                     first=first,
                 )
             )
+            check_size(self.policy)
         return selection
 
     def figures(self, selection: Selection) -> dict[str, float]:

@@ -10,7 +10,9 @@ by a cooldown.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ __all__ = [
     "Observation",
     "PolicyName",
     "check_policy_options",
+    "check_size",
     "make_policy",
     "policy_word",
 ]
@@ -75,7 +78,7 @@ class Observation:
 
 @runtime_checkable
 class BatchSizePolicy(Protocol):
-    """A rule for the batch size; ``size`` is the one aimed at now, in samples a rank."""
+    """A rule for the batch size; ``size`` is the one aimed at now, in samples a rank, which alone counts."""
 
     size: int
 
@@ -349,14 +352,36 @@ def make_policy(
         options: constants of a named policy that are not to be the default ones, see :func:`check_policy_options`.
     """
     if not isinstance(policy, str):
-        return policy if isinstance(policy, BatchSizePolicy) else policy(size, minimum, maximum)
+        is_one = isinstance(policy, BatchSizePolicy) and not isinstance(policy, type)
+        given: Any = policy if is_one else policy(size, minimum, maximum)  # type: ignore[operator]
+        if not isinstance(given, BatchSizePolicy):
+            raise TypeError(
+                f"batch_size_policy is {policy!r}, which made {given!r}: it must make an object with size, update, "
+                "state_dict and load_state_dict (docs/extending.md)"
+            )
+        check_size(given)
+        return given
     constants = {**(options or {}), **({"ranks": ranks} if policy == "noise_scale" else {})}
     made: BatchSizePolicy = POLICIES[policy](size, minimum, maximum, **constants)
     return made
 
 
+def check_size(policy: BatchSizePolicy) -> None:
+    """Raise a ValueError unless a batch can have the size that ``policy`` aims at."""
+    size: Any = policy.size
+    try:
+        least = operator.index(size) >= 1
+    except TypeError:
+        least = False
+    if not least:
+        raise ValueError(
+            f"batch_size_policy, a {type(policy).__name__}, aims at size {size!r}: it must be an integer >= 1"
+        )
+
+
 def policy_word(policy: Any) -> str:
-    """What a checkpoint calls a policy: its name, or that of its type."""
+    """What a checkpoint calls a policy: its name, or that of its type or of the function that makes it."""
+    policy = policy.func if isinstance(policy, functools.partial) else policy
     return policy if isinstance(policy, str) else getattr(policy, "__qualname__", type(policy).__qualname__)
 
 
