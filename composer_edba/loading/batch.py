@@ -1,8 +1,6 @@
-"""Batches of any nesting: how many samples they hold, and the same batch with some of its samples.
+"""Batches, of tensors and arrays nested in mappings, lists and tuples: their size, and some of their samples.
 
-A batch is a tensor, a NumPy array, or a mapping, list or tuple of batches. A list of other values (strings, numbers,
-dicts of such) as long as the batch counts as one value a sample; what is none of these (None, a scalar tensor, a flag)
-belongs to the whole batch and is kept as it is.
+A list of other values as long as the batch counts as one a sample; what else there is belongs to the whole batch.
 """
 
 from __future__ import annotations
@@ -53,16 +51,13 @@ def _collect_sizes(batch: Any, path: str, sizes: dict[str, int]) -> None:
 
 
 def index_batch(batch: Any, indices: Tensor | slice, size: int) -> Any:
-    """The samples ``indices`` of a batch, in the batch's own structure and types.
+    """The samples ``indices`` of a batch, in its own structure and types; what belongs to no sample is shared.
 
     Args:
         batch: the batch.
-        indices: positions, int64 (K,), which copies (own storage: Composer deep-copies every microbatch, and the copy
-            of a view takes the whole pool along), or a slice, which gives views.
+        indices: positions, int64 (K,), which copies (Composer deep-copies every microbatch, and the copy of a view
+            takes the whole pool along), or a slice, which gives views.
         size: number of samples in ``batch``, from :func:`batch_size`.
-
-    Returns:
-        A batch of the same type. What does not belong to single samples is shared with the given one.
 
     Raises:
         ValueError: if a tensor or array has another first dimension than ``size``.
@@ -88,7 +83,7 @@ def _index(batch: Any, indices: Tensor | slice, size: int, path: str) -> Any:
         if not isinstance(batch, MutableMapping):
             return type(batch)(chosen)  # type: ignore[call-arg]
         twin = copy.copy(batch)  # keeps what else it has: a default factory, attributes
-        for key, value in chosen.items():
+        for key, value in chosen.items():  # a subclass may forbid or change update
             twin[key] = value
         return twin
     if isinstance(batch, (list, tuple)):
@@ -110,26 +105,20 @@ def _holds_samples(value: Any, size: int) -> bool:
         return value.ndim > 0
     if isinstance(value, Mapping):
         return any(_holds_samples(part, size) for part in value.values())
-    if isinstance(value, (list, tuple)):
-        return len(value) == size or any(_holds_samples(part, size) for part in value)
-    return False
+    is_list = isinstance(value, (list, tuple))
+    return is_list and (len(value) == size or any(_holds_samples(part, size) for part in value))
 
 
 def default_input_key(batch: Any) -> Any:
     """Where a batch keeps the model's input: position 0, or in a mapping the first key with a floating-point tensor."""
     if not isinstance(batch, Mapping):
         return 0
-    for key, value in batch.items():
-        if torch.is_tensor(value) and value.is_floating_point():
-            return key
-    return next(iter(batch))
+    floats = (key for key, value in batch.items() if torch.is_tensor(value) and value.is_floating_point())
+    return next(floats, next(iter(batch)))
 
 
 def default_target_key(batch: Any) -> Any:
     """Where a batch keeps the targets: position 1, or in a mapping ``labels``, ``label``, ``targets`` or ``target``."""
     if not isinstance(batch, Mapping):
         return 1
-    for key in ("labels", "label", "targets", "target"):
-        if key in batch:
-            return key
-    return None
+    return next((key for key in ("labels", "label", "targets", "target") if key in batch), None)

@@ -18,11 +18,7 @@ __all__ = ["Pools"]
 
 
 class Pools:
-    """Owns the drawing from one loader at a time; the loader itself stays as it is.
-
-    Args:
-        owner: who resizes, for messages.
-        loader_name: what messages call the loader.
+    """Owns the drawing from one loader at a time; messages call it ``loader_name``, and who resizes ``owner``.
 
     Attributes:
         sampler: the batch sampler in use; None if the loader's batches cannot be resized.
@@ -38,8 +34,7 @@ class Pools:
         self.sampler: ResizableBatchSampler | None = None
         self.total: int | None = None
         self.shortest: int | None = None
-        self.uneven = False
-        self.taken = 0
+        self.uneven, self.taken = False, 0
         self.distinct: DistinctSamples | None = None
         self._loader: Any = None
         self._seen = 0  # samples in the batches taken, where no sampler tells
@@ -49,14 +44,11 @@ class Pools:
     # ---- the loader
 
     def draw_from(self, loader: Any, device: torch.device) -> DataLoader | None:
-        """Draw from a resizable copy of ``loader`` from now on; one that is resizable already stays.
+        """Draw from the resizable copy that this returns from now on; None if ``loader`` cannot be resized.
 
         Args:
-            loader: a DataLoader.
+            loader: a DataLoader; one that is resizable already is returned itself.
             device: where the process group's backend wants its tensors.
-
-        Returns:
-            The copy; None if the batches cannot be resized.
 
         Raises:
             ValueError: if the loader is empty.
@@ -87,9 +79,8 @@ class Pools:
     def measure(self, device: torch.device) -> None:
         """Find out how long a pass is now; on uneven ranks it ends with the shortest one's."""
         assert self.sampler is not None
-        own = self.sampler.total
-        if own is None:  # an IterableDataset, perhaps with a length
-            own = length_of(self._loader.dataset)
+        # Without a total it is an IterableDataset, perhaps with a length.
+        own = length_of(self._loader.dataset) if self.sampler.total is None else self.sampler.total
         totals = rank_sizes(-1 if own is None else own, device)
         shortest = min(totals)
         self.uneven = shortest < max(totals)
@@ -154,7 +145,7 @@ class Pools:
         return self.taken - 1
 
     def end_pass(self) -> None:
-        """Forget the present pass, and what was to be resumed: the loader's next iterator begins another one."""
+        """Forget the present pass and what was to be resumed: the loader's next iterator begins another one."""
         self._pass, self.taken, self._seen, self._resumed = None, 0, 0, False
         if self.sampler is not None:
             self.sampler.forget_resumption()
@@ -210,10 +201,7 @@ class Pools:
         self._resumed, self.taken = True, taken if redrawn else 0
 
     def repeat(self, taken: int, size: int | None) -> None:
-        """Have a pass be drawn once more where no checkpoint says how: with the last one's sizes, or all of ``size``.
-
-        Its batches were drawn by an earlier fit, or without EDBA by the loader itself, which knows no bounds.
-        """
+        """Have a pass drawn once more that no checkpoint tells of: in an earlier fit's sizes, or all of ``size``."""
         if self.sampler is not None and size is not None and taken > 0:
             self.sampler.resume({"drawn": list(self.sampler.drawn) or [size] * taken})
             self._resumed, self.taken = True, taken
@@ -221,8 +209,7 @@ class Pools:
     def rest_of_pass(self, loader: Any) -> Any:
         """What to iterate over to go on inside of an interrupted pass: ``loader``, less what was taken before.
 
-        The pass is drawn once more, from the random state it began with; the random state of now is put back before
-        its next batch. Batches that were taken are loaded again and thrown away.
+        Batches that were taken are loaded again, from the random state the pass began with, and thrown away.
         """
         return _RestOfPass(self, loader) if self._resumed else loader
 

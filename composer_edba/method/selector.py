@@ -58,10 +58,9 @@ class SubsetSelector:
         group_sizes: Sequence[int] | None = None,
         learning_rate: float | None = None,
     ) -> Selection:
-        """Choose a subset, then take its metrics into the averages and the policy.
+        """:func:`~composer_edba.functional.select_subset`, then its metrics go into the averages and the policy.
 
-        Arguments are those of :func:`~composer_edba.functional.select_subset`, and ``learning_rate``, the optimizer's,
-        for the policy; None: not known.
+        ``learning_rate`` is the optimizer's, for the policy; None: not known.
         """
         selection = select_subset(
             inner_products,
@@ -79,17 +78,12 @@ class SubsetSelector:
         metrics = selection.model_metric, selection.gradient_metric
         self.averages = Averages(*metrics) if self.averages is None else self.averages.updated(*metrics, self._decay)
         if self.policy is not None:
+            names = ("margin", "wanted", "reach", "mean_square_norm", "model_metric")
+            same: dict[str, Any] = {name: getattr(selection, name) for name in names}
+            square = selection.pool_gradient_metric**2
             self.policy.update(
                 Observation(
-                    pool_size=len(inner_products),
-                    margin=selection.margin,
-                    wanted=selection.wanted,
-                    reach=selection.reach,
-                    mean_square_norm=selection.mean_square_norm,
-                    pool_square_norm=selection.pool_gradient_metric**2,
-                    model_metric=selection.model_metric,
-                    learning_rate=learning_rate,
-                    first=first,
+                    len(inner_products), pool_square_norm=square, learning_rate=learning_rate, first=first, **same
                 )
             )
             check_size(self.policy)
