@@ -6,7 +6,7 @@ A list of other values as long as the batch counts as one a sample; what else th
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,8 @@ __all__ = ["batch_size", "default_input_key", "default_target_key", "index_batch
 
 
 def batch_size(batch: Any) -> int:
-    """Number of samples in ``batch``: the first dimension that all its tensors and arrays share.
-
-    Raises:
-        ValueError: if it holds no tensor or array with a dimension, if their first dimensions differ, or are 0.
-    """
-    sizes: dict[str, int] = {}
-    _collect_sizes(batch, "batch", sizes)
+    """Samples in ``batch``, its tensors' first dimension; a ValueError if none has one, they differ or it is 0."""
+    sizes = dict(_sizes(batch, "batch"))
     if not sizes:
         raise ValueError(f"a batch of type {type(batch).__name__} holds no tensor with a batch dimension")
     if len(set(sizes.values())) > 1:
@@ -38,16 +33,13 @@ def batch_size(batch: Any) -> int:
     return size
 
 
-def _collect_sizes(batch: Any, path: str, sizes: dict[str, int]) -> None:
+def _sizes(batch: Any, path: str) -> Iterator[tuple[str, int]]:
     if isinstance(batch, (Tensor, np.ndarray)):
         if batch.ndim:
-            sizes[path] = len(batch)
-    elif isinstance(batch, Mapping):
-        for key, value in batch.items():
-            _collect_sizes(value, f"{path}[{key!r}]", sizes)
-    elif isinstance(batch, (list, tuple)):
-        for position, value in enumerate(batch):
-            _collect_sizes(value, f"{path}[{position}]", sizes)
+            yield path, len(batch)
+    elif isinstance(batch, (Mapping, list, tuple)):
+        for key, value in batch.items() if isinstance(batch, Mapping) else enumerate(batch):
+            yield from _sizes(value, f"{path}[{key!r}]")
 
 
 def index_batch(batch: Any, indices: Tensor | slice, size: int) -> Any:
@@ -57,10 +49,7 @@ def index_batch(batch: Any, indices: Tensor | slice, size: int) -> Any:
         batch: the batch.
         indices: positions, int64 (K,), which copies (Composer deep-copies every microbatch, and the copy of a view
             takes the whole pool along), or a slice, which gives views.
-        size: number of samples in ``batch``, from :func:`batch_size`.
-
-    Raises:
-        ValueError: if a tensor or array has another first dimension than ``size``.
+        size: number of samples in ``batch``; a ValueError if a tensor or array has another first dimension.
     """
     return _index(batch, indices, size, "batch")
 
@@ -87,17 +76,14 @@ def _index(batch: Any, indices: Tensor | slice, size: int, path: str) -> Any:
             twin[key] = value
         return twin
     if isinstance(batch, (list, tuple)):
-        if _one_value_a_sample(batch, size):
+        named = hasattr(batch, "_fields")
+        # The samples' own values, and not parts of the batch, each of which has all samples inside.
+        if len(batch) == size and not named and not any(_holds_samples(value, size) for value in batch):
             picked = batch[indices] if isinstance(indices, slice) else [batch[i] for i in indices.tolist()]
             return type(batch)(picked)
         parts = [_index(value, indices, size, f"{path}[{position}]") for position, value in enumerate(batch)]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+        return type(batch)(*parts) if named else type(batch)(parts)
     return batch
-
-
-def _one_value_a_sample(values: list[Any] | tuple[Any, ...], size: int) -> bool:
-    """Whether ``values`` are the samples' own, and not parts of the batch, each of which has all samples inside."""
-    return len(values) == size and not hasattr(values, "_fields") and not any(_holds_samples(v, size) for v in values)
 
 
 def _holds_samples(value: Any, size: int) -> bool:

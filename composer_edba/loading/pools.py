@@ -18,40 +18,29 @@ __all__ = ["Pools"]
 
 
 class Pools:
-    """Owns the drawing from one loader at a time; messages call it ``loader_name``, and who resizes ``owner``.
+    """Owns the drawing from one loader at a time; messages call it ``loader_name``, and who resizes ``owner``."""
 
-    Attributes:
-        sampler: the batch sampler in use; None if the loader's batches cannot be resized.
-        total: samples in a pass over all ranks, as many from each as the shortest has; None if unknown.
-        shortest: samples in the pass of the rank that has fewest; None if unknown.
-        uneven: whether the ranks' passes differ in length.
-        taken: batches of the present pass that were trained on or skipped.
-        distinct: the samples that were ever trained on; None if the loader has no indices.
-    """
+    sampler: ResizableBatchSampler | None = None  # the one in use; None if the loader's batches cannot be resized
+    total: int | None = None  # samples in a pass over all ranks, as many from each as the shortest has; None if unknown
+    shortest: int | None = None  # samples in the pass of the rank that has fewest; None if unknown
+    uneven = False  # whether the ranks' passes differ in length
+    taken = 0  # batches of the present pass that were trained on or skipped
+    distinct: DistinctSamples | None = None  # the samples that were ever trained on; None if there are no indices
+    _loader: Any = None
+    _seen = 0  # samples in the batches taken, where no sampler tells
+    _pass: list[int] | None = None  # the sampler's list of the pass that `taken` counts in
+    _resumed = False  # the next pass that is drawn is an interrupted one
 
     def __init__(self, owner: str = "EDBA", loader_name: str = "the loader"):
         self.owner, self.loader_name = owner, loader_name
-        self.sampler: ResizableBatchSampler | None = None
-        self.total: int | None = None
-        self.shortest: int | None = None
-        self.uneven, self.taken = False, 0
-        self.distinct: DistinctSamples | None = None
-        self._loader: Any = None
-        self._seen = 0  # samples in the batches taken, where no sampler tells
-        self._pass: list[int] | None = None  # the sampler's list of the pass that `taken` counts in
-        self._resumed = False  # the next pass that is drawn is an interrupted one
 
     # ---- the loader
 
     def draw_from(self, loader: Any, device: torch.device) -> DataLoader | None:
-        """Draw from the resizable copy that this returns from now on; None if ``loader`` cannot be resized.
+        """Draw from now on from the resizable copy that this returns; None if ``loader`` has none.
 
-        Args:
-            loader: a DataLoader; one that is resizable already is returned itself.
-            device: where the process group's backend wants its tensors.
-
-        Raises:
-            ValueError: if the loader is empty.
+        A loader that is resizable already is its own copy; an empty one raises a ValueError. ``device`` is where the
+        process group's backend wants its tensors.
         """
         self._refuse_empty(loader)
         twin = resizable_copy(loader)
@@ -175,15 +164,12 @@ class Pools:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], taken: int, redrawn: bool = True) -> None:
-        """Take up what :meth:`state_dict` gave, after :meth:`draw_from`.
+        """Take up what :meth:`state_dict` gave, after :meth:`draw_from`; a ValueError if data or ranks are others.
 
         Args:
             saved: the state.
             taken: batches of the interrupted pass that were taken; 0: the next pass begins anew.
             redrawn: whether whoever iterates over the loader draws these batches once more, to skip them.
-
-        Raises:
-            ValueError: if the interrupted pass cannot be drawn again because the data or the ranks are others.
         """
         if self.distinct is not None and saved["distinct"] is not None:
             self.distinct.load_state_dict(saved["distinct"])

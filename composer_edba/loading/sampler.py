@@ -33,11 +33,10 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     Args:
         sampler: yields a pass's indices.
-        batch_size: samples in a batch, at least 1.
+        batch_size: samples in the batches drawn from now on, at least 1.
         drop_last: leave out a last batch that is smaller.
 
     Attributes:
-        batch_size: size of the batches drawn from now on.
         drawn: sizes asked for in this pass so far, the prefetch queue included; a new list in each pass.
         least_length: ``len()`` gives at least this many batches.
         choose: ``choose(number, indices)`` gives the indices to load of those drawn for batch ``number``; None: all.
@@ -158,10 +157,10 @@ def why_fixed(loader: Any) -> str | None:
 
 
 def resizable_copy(loader: Any, batch_size: int | None = None) -> DataLoader | None:
-    """A shallow copy of ``loader`` that draws through a :class:`ResizableBatchSampler`, first of ``batch_size``.
+    """A shallow copy of ``loader`` that draws through a :class:`ResizableBatchSampler`; None: see :func:`why_fixed`.
 
-    A new DataLoader would lose what a subclass adds, and its ``sampler``, on which ``set_epoch`` relies. Without
-    ``batch_size`` the loader's own is the first. ``loader`` itself if it is one already; None: see :func:`why_fixed`.
+    A new DataLoader would lose what a subclass adds, and its ``sampler``, on which ``set_epoch`` relies. ``batch_size``
+    is the first; None: the loader's own. A ``loader`` that is resizable already is given back, at the size it has.
     """
     if why_fixed(loader) is not None:
         return None

@@ -28,10 +28,9 @@ class Candidates:
 
     Attributes:
         orders: (P, N), P random orders in which the groups take turns; N = G times the smallest group's size.
-        groups: G.
+        groups: G; the groups' sizes are ``group_sizes``.
         sizes: with ``as_prefixes`` the sizes (S,) that every order contributes, else one size an order, (P,).
         as_prefixes: whether each order gives a candidate for every size, or just one.
-        group_sizes: sizes of the groups.
     """
 
     orders: Tensor

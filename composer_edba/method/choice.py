@@ -79,8 +79,7 @@ def select_subset(
             for float64 (K,), of which the least wins; NaN is the largest.
         subset_size_law: how the candidates' sizes are drawn, see :mod:`composer_edba.method.candidates`.
         size_multiple: sizes are multiples of this where the pool allows it. Default 1.
-        group_sizes: samples of the pool on each rank; a candidate takes equally many of each, sizes count per rank.
-            None: one part.
+        group_sizes: the pool's samples on each rank; candidates take as many of each, sizes are per rank. None: one.
     """
     pool_size = inner_products.shape[0]
     groups = [pool_size] if group_sizes is None else list(group_sizes)
@@ -132,9 +131,8 @@ def select_subset(
     if criterion == "random" and candidates is not None:
         indices = candidates.redraw(int(best_at), generator)
         members = _to_device(indices, inner_products)
-        random_norm = inner_products[members][:, members].mean(dtype=torch.float64).clamp_min(0).sqrt()
-        random_margin = signed_margin(model, random_norm, averages.model, averages.gradient)
-        norm, margin = torch.stack([random_norm, random_margin]).tolist()
+        drawn = inner_products[members][:, members].mean(dtype=torch.float64).clamp_min(0).sqrt()
+        norm, margin = torch.stack([drawn, signed_margin(model, drawn, averages.model, averages.gradient)]).tolist()
     return Selection(indices, model, norm, abs(margin), margin, wanted, (low, high), square, pool, True)
 
 

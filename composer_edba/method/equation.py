@@ -82,11 +82,9 @@ def _inner_products_over_positions(h: Tensor, d: Tensor, bias: bool) -> Tensor:
 
 
 def subset_gradient_norms(inner_products: Tensor, masks: Tensor) -> Tensor:
-    """Gradient metrics G(S) = ‖(1/|S|) Σ_{i∈S} g_i‖₂, (K,), of K subsets; NaN for an empty one.
+    """Gradient metrics G(S) = ‖(1/|S|) Σ_{i∈S} g_i‖₂, (K,), of ``masks``, bool (K, B); NaN for an empty subset.
 
-    Args:
-        inner_products: ⟨g_i, g_j⟩, (B, B), whose dtype the result has.
-        masks: the subsets, bool (K, B).
+    ``inner_products``, ⟨g_i, g_j⟩, are (B, B); the result has their dtype.
     """
     members = masks.to(inner_products.dtype)
     with _full_precision(inner_products.device):
@@ -98,11 +96,8 @@ def prefix_gradient_norms(inner_products: Tensor, permutations: Tensor) -> Tenso
     """Gradient metrics of all prefixes of permutations: column n is that of the first n + 1 samples.
 
     One random permutation so gives N uniformly random subsets for O(B²) in all: ‖Σ_{i≤n} g_i‖² grows by
-    ‖g_n‖² + 2 Σ_{m<n} ⟨g_n, g_m⟩.
-
-    Args:
-        inner_products: ⟨g_i, g_j⟩, (B, B), whose dtype the result, (P, N), has.
-        permutations: P orders of distinct samples, int64 (P, N) with N <= B.
+    ‖g_n‖² + 2 Σ_{m<n} ⟨g_n, g_m⟩. ``inner_products``, ⟨g_i, g_j⟩, are (B, B), ``permutations`` P orders of distinct
+    samples, int64 (P, N) with N <= B. The result is (P, N), in the dtype of ``inner_products``.
     """
     orders, length = permutations.shape
     size, device = len(inner_products), permutations.device
@@ -132,12 +127,8 @@ def margin_loss(
     """Equation 1: |(M - M̄) / (G - Ḡ) - 1|, in the shape of ``gradient_metric``.
 
     A zero denominator gives an infinite margin, unless the numerator is zero too: then 0. (The paper does not say.)
-
-    Args:
-        model_metric: M, the mean loss of the pool, a number or a tensor that broadcasts.
-        gradient_metric: G, the gradient metrics of the candidates, any shape.
-        model_average: M̄.
-        gradient_average: Ḡ.
+    M, ``model_metric``, is the pool's mean loss, a number or a tensor that broadcasts; G, ``gradient_metric``, the
+    candidates' gradient metrics, any shape; M̄ and Ḡ are ``model_average`` and ``gradient_average``.
     """
     return signed_margin(model_metric, gradient_metric, model_average, gradient_average).abs()
 

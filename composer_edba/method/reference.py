@@ -13,10 +13,7 @@ __all__ = ["gradient_metric", "last_layer_gradients", "margin", "select"]
 def last_layer_gradients(inputs: Tensor, output_grads: Tensor, bias: bool = True) -> Tensor:
     """Each sample's last-layer gradient g_i = Σ_t d_it ⊗ [h_it, 1], (B, C * (F + 1)), or (B, C * F) without a bias.
 
-    Args:
-        inputs: h, (B, F) or (B, T..., F).
-        output_grads: d, (B, C) or (B, T..., C).
-        bias: whether the layer has a bias.
+    ``inputs``, h, are (B, F) or (B, T..., F), ``output_grads``, d, (B, C) or (B, T..., C).
     """
     gradients = []
     for h, d in zip(inputs, output_grads, strict=True):

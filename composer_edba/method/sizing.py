@@ -2,6 +2,7 @@
 
 The paper gives no rule; docs/method.md explains these, docs/tuning.md their constants. Each sees one
 :class:`Observation` a scored step. None flaps: a change needs a full window, and a wide tolerance or a cooldown.
+``size`` is the first size, in samples a rank; ``minimum`` and ``maximum`` bound it.
 """
 
 from __future__ import annotations
@@ -145,7 +146,6 @@ class LossPolicy(_Policy):
     after arXiv:1711.00489 and arXiv:1910.08222). Losses that are not positive leave the size as it is.
 
     Args:
-        size: first size, in samples a rank; ``minimum`` and ``maximum`` bound it.
         window: observations over which the loss is averaged. Default 10.
         exponent: of the loss, > 0. Default 3.
         rate_exponent: of the learning rate's share of its maximum, >= 0. Default 2.
@@ -229,7 +229,6 @@ class MarginPolicy(_CoolingPolicy):
     samples have a mean of smaller norm), negative if above. The pressure is the window's mean vote.
 
     Args:
-        size: first size, in samples a rank; ``minimum`` and ``maximum`` bound it.
         window: votes that a decision needs. Default 20.
         cooldown: steps after a change in which no votes are taken. Default 10.
         threshold: pressure beyond which the size changes, in (0, 1). Default 0.3.
@@ -267,7 +266,6 @@ class NoiseScalePolicy(_CoolingPolicy):
     tr Σ ≈ (s - p) B / (B - 1) without bias (McCandlish et al. 2018, appendix A). Each is averaged, then divided.
 
     Args:
-        size: first size, in samples a rank; ``minimum`` and ``maximum`` bound it.
         ranks: number of ranks that share a pool, and so the noise scale. Default 1.
         window: steps that a decision needs. Default 50.
         cooldown: steps after a change that are left out. Default 10.
@@ -317,7 +315,6 @@ def make_policy(
 
     Args:
         policy: a name; a function ``policy(size, minimum, maximum)`` that makes one; or one, of its own first size.
-        size: first size, in samples a rank; ``minimum`` and ``maximum`` bound it.
         ranks: number of ranks that share a pool.
         options: constants of a named policy other than the defaults, see :func:`check_policy_options`.
     """
@@ -358,22 +355,21 @@ def check_policy_options(policy: Any, options: Mapping[str, Any] | None) -> None
     """Raise an error unless ``options`` are constants of the named policy: fields of its class that state a range."""
     if options is None:
         return
+    given = f"policy_options is {options!r}"
     if not isinstance(options, Mapping):
-        raise TypeError(f"policy_options is {options!r}: it must be a mapping of the policy's constants, or None")
+        raise TypeError(f"{given}: it must be a mapping of the policy's constants, or None")
     if not isinstance(policy, str):
-        raise ValueError(f"policy_options is {options!r}: batch_size_policy is an object, which has its own constants")
+        raise ValueError(f"{given}: batch_size_policy is an object, which has its own constants")
     hints = get_type_hints(POLICIES[policy], include_extras=True)
     known = {name: get_args(hint)[1] for name, hint in hints.items() if get_origin(hint) is Annotated}
     for option, value in options.items():
         if option not in known:
             has = f"its constants are {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"policy_options is {options!r}: batch_size_policy {policy!r} has no {option!r}; {has}")
+            raise ValueError(f"{given}: batch_size_policy {policy!r} has no {option!r}; {has}")
         is_right, wanted = known[option]
         if not is_right(value):
-            raise ValueError(f"policy_options is {options!r}: {option} must be {wanted}")
+            raise ValueError(f"{given}: {option} must be {wanted}")
     if policy == "noise_scale":
         factor, tolerance = (options.get(name, getattr(NoiseScalePolicy, name)) for name in ("factor", "tolerance"))
         if factor < tolerance:  # it would stop short of the band for good
-            raise ValueError(
-                f"policy_options is {options!r}: factor ({factor}) must be at least tolerance ({tolerance})"
-            )
+            raise ValueError(f"{given}: factor ({factor}) must be at least tolerance ({tolerance})")
