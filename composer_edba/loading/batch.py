@@ -1,14 +1,12 @@
-"""Batches of any nesting: how many samples they hold, and the same batch with some of its samples.
+"""Batches, of tensors and arrays nested in mappings, lists and tuples: their size, and some of their samples.
 
-A batch is a tensor, a NumPy array, or a mapping, list or tuple of batches. A list of other values (strings, numbers,
-dicts of such) as long as the batch counts as one value a sample; what is none of these (None, a scalar tensor, a flag)
-belongs to the whole batch and is kept as it is.
+A list of other values as long as the batch counts as one a sample; what else there is belongs to the whole batch.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -19,13 +17,8 @@ __all__ = ["batch_size", "default_input_key", "default_target_key", "index_batch
 
 
 def batch_size(batch: Any) -> int:
-    """Number of samples in ``batch``: the first dimension that all its tensors and arrays share.
-
-    Raises:
-        ValueError: if it holds no tensor or array with a dimension, if their first dimensions differ, or are 0.
-    """
-    sizes: dict[str, int] = {}
-    _collect_sizes(batch, "batch", sizes)
+    """Samples in ``batch``, its tensors' first dimension; a ValueError if none has one, they differ or it is 0."""
+    sizes = dict(_sizes(batch, "batch"))
     if not sizes:
         raise ValueError(f"a batch of type {type(batch).__name__} holds no tensor with a batch dimension")
     if len(set(sizes.values())) > 1:
@@ -40,32 +33,23 @@ def batch_size(batch: Any) -> int:
     return size
 
 
-def _collect_sizes(batch: Any, path: str, sizes: dict[str, int]) -> None:
+def _sizes(batch: Any, path: str) -> Iterator[tuple[str, int]]:
     if isinstance(batch, (Tensor, np.ndarray)):
         if batch.ndim:
-            sizes[path] = len(batch)
-    elif isinstance(batch, Mapping):
-        for key, value in batch.items():
-            _collect_sizes(value, f"{path}[{key!r}]", sizes)
-    elif isinstance(batch, (list, tuple)):
-        for position, value in enumerate(batch):
-            _collect_sizes(value, f"{path}[{position}]", sizes)
+            yield path, len(batch)
+    elif isinstance(batch, (Mapping, list, tuple)):
+        for key, value in batch.items() if isinstance(batch, Mapping) else enumerate(batch):
+            yield from _sizes(value, f"{path}[{key!r}]")
 
 
 def index_batch(batch: Any, indices: Tensor | slice, size: int) -> Any:
-    """The samples ``indices`` of a batch, in the batch's own structure and types.
+    """The samples ``indices`` of a batch, in its own structure and types; what belongs to no sample is shared.
 
     Args:
         batch: the batch.
-        indices: positions, int64 (K,), which copies (own storage: Composer deep-copies every microbatch, and the copy
-            of a view takes the whole pool along), or a slice, which gives views.
-        size: number of samples in ``batch``, from :func:`batch_size`.
-
-    Returns:
-        A batch of the same type. What does not belong to single samples is shared with the given one.
-
-    Raises:
-        ValueError: if a tensor or array has another first dimension than ``size``.
+        indices: positions, int64 (K,), which copies (Composer deep-copies every microbatch, and the copy of a view
+            takes the whole pool along), or a slice, which gives views.
+        size: number of samples in ``batch``; a ValueError if a tensor or array has another first dimension.
     """
     return _index(batch, indices, size, "batch")
 
@@ -88,21 +72,18 @@ def _index(batch: Any, indices: Tensor | slice, size: int, path: str) -> Any:
         if not isinstance(batch, MutableMapping):
             return type(batch)(chosen)  # type: ignore[call-arg]
         twin = copy.copy(batch)  # keeps what else it has: a default factory, attributes
-        for key, value in chosen.items():
+        for key, value in chosen.items():  # a subclass may forbid or change update
             twin[key] = value
         return twin
     if isinstance(batch, (list, tuple)):
-        if _one_value_a_sample(batch, size):
+        named = hasattr(batch, "_fields")
+        # The samples' own values, and not parts of the batch, each of which has all samples inside.
+        if len(batch) == size and not named and not any(_holds_samples(value, size) for value in batch):
             picked = batch[indices] if isinstance(indices, slice) else [batch[i] for i in indices.tolist()]
             return type(batch)(picked)
         parts = [_index(value, indices, size, f"{path}[{position}]") for position, value in enumerate(batch)]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+        return type(batch)(*parts) if named else type(batch)(parts)
     return batch
-
-
-def _one_value_a_sample(values: list[Any] | tuple[Any, ...], size: int) -> bool:
-    """Whether ``values`` are the samples' own, and not parts of the batch, each of which has all samples inside."""
-    return len(values) == size and not hasattr(values, "_fields") and not any(_holds_samples(v, size) for v in values)
 
 
 def _holds_samples(value: Any, size: int) -> bool:
@@ -110,26 +91,20 @@ def _holds_samples(value: Any, size: int) -> bool:
         return value.ndim > 0
     if isinstance(value, Mapping):
         return any(_holds_samples(part, size) for part in value.values())
-    if isinstance(value, (list, tuple)):
-        return len(value) == size or any(_holds_samples(part, size) for part in value)
-    return False
+    is_list = isinstance(value, (list, tuple))
+    return is_list and (len(value) == size or any(_holds_samples(part, size) for part in value))
 
 
 def default_input_key(batch: Any) -> Any:
     """Where a batch keeps the model's input: position 0, or in a mapping the first key with a floating-point tensor."""
     if not isinstance(batch, Mapping):
         return 0
-    for key, value in batch.items():
-        if torch.is_tensor(value) and value.is_floating_point():
-            return key
-    return next(iter(batch))
+    floats = (key for key, value in batch.items() if torch.is_tensor(value) and value.is_floating_point())
+    return next(floats, next(iter(batch)))
 
 
 def default_target_key(batch: Any) -> Any:
     """Where a batch keeps the targets: position 1, or in a mapping ``labels``, ``label``, ``targets`` or ``target``."""
     if not isinstance(batch, Mapping):
         return 1
-    for key in ("labels", "label", "targets", "target"):
-        if key in batch:
-            return key
-    return None
+    return next((key for key in ("labels", "label", "targets", "target") if key in batch), None)

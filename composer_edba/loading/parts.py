@@ -8,24 +8,17 @@ __all__ = ["balanced_parts", "equal_part_size", "equal_parts_may_fail"]
 
 
 def equal_part_size(samples: int, limit: int | None) -> int | None:
-    """Size of the parts that ``torch.split`` cuts ``samples`` into, at most ``limit``, with no part of one sample.
+    """Size, at most ``limit``, for ``torch.split`` of ``samples`` that leaves no part of one (batch normalisation).
 
-    Batch normalisation cannot train on one sample, and parts of nearly equal size waste least.
-
-    Args:
-        samples: number of samples, at least 1.
-        limit: largest part that fits, at least 1; None for no limit.
-
-    Returns:
-        The size: the last part may be smaller but has two samples or more. None where every size up to ``limit``
-        leaves one: odd numbers under a limit of 2, 7 or 13 under 3. A limit of 1, or one sample, gives 1.
+    None where every such size leaves one: odd numbers under a limit of 2, 7 or 13 under 3. A limit of 1, or one sample,
+    gives 1. ``samples`` and ``limit`` are at least 1; None: no limit.
     """
     if limit is None or samples <= limit:
         return samples
     if limit == 1:
         return 1
     parts = -(-samples // limit)
-    largest = -(-samples // parts)
+    largest = -(-samples // parts)  # parts of nearly equal size waste least
     return next((size for size in range(largest, 1, -1) if samples % size != 1), None)
 
 
@@ -44,10 +37,7 @@ def equal_parts_may_fail(most: int, limit: int | None) -> bool:
 def balanced_parts(samples: int, limit: int | None, least: int = 2) -> list[int]:
     """Sizes of parts of ``samples``, differing by at most one: at most ``limit`` where none gets below ``least`` by it.
 
-    Args:
-        samples: number of samples, at least 1.
-        limit: largest part that fits, at least 1; None for no limit. A limit of 1 gives ones.
-        least: smallest part, unless all samples together are fewer. Default 2.
+    A limit of 1 gives ones, None is no limit; all of fewer than ``least`` samples are one part. Default 2.
     """
     least = 1 if limit == 1 else least
     parts = 1 if limit is None else max(1, min(-(-samples // limit), samples // least))

@@ -18,48 +18,29 @@ __all__ = ["Pools"]
 
 
 class Pools:
-    """Owns the drawing from one loader at a time; the loader itself stays as it is.
+    """Owns the drawing from one loader at a time; messages call it ``loader_name``, and who resizes ``owner``."""
 
-    Args:
-        owner: who resizes, for messages.
-        loader_name: what messages call the loader.
-
-    Attributes:
-        sampler: the batch sampler in use; None if the loader's batches cannot be resized.
-        total: samples in a pass over all ranks, as many from each as the shortest has; None if unknown.
-        shortest: samples in the pass of the rank that has fewest; None if unknown.
-        uneven: whether the ranks' passes differ in length.
-        taken: batches of the present pass that were trained on or skipped.
-        distinct: the samples that were ever trained on; None if the loader has no indices.
-    """
+    sampler: ResizableBatchSampler | None = None  # the one in use; None if the loader's batches cannot be resized
+    total: int | None = None  # samples in a pass over all ranks, as many from each as the shortest has; None if unknown
+    shortest: int | None = None  # samples in the pass of the rank that has fewest; None if unknown
+    uneven = False  # whether the ranks' passes differ in length
+    taken = 0  # batches of the present pass that were trained on or skipped
+    distinct: DistinctSamples | None = None  # the samples that were ever trained on; None if there are no indices
+    _loader: Any = None
+    _seen = 0  # samples in the batches taken, where no sampler tells
+    _pass: list[int] | None = None  # the sampler's list of the pass that `taken` counts in
+    _resumed = False  # the next pass that is drawn is an interrupted one
 
     def __init__(self, owner: str = "EDBA", loader_name: str = "the loader"):
         self.owner, self.loader_name = owner, loader_name
-        self.sampler: ResizableBatchSampler | None = None
-        self.total: int | None = None
-        self.shortest: int | None = None
-        self.uneven = False
-        self.taken = 0
-        self.distinct: DistinctSamples | None = None
-        self._loader: Any = None
-        self._seen = 0  # samples in the batches taken, where no sampler tells
-        self._pass: list[int] | None = None  # the sampler's list of the pass that `taken` counts in
-        self._resumed = False  # the next pass that is drawn is an interrupted one
 
     # ---- the loader
 
     def draw_from(self, loader: Any, device: torch.device) -> DataLoader | None:
-        """Draw from a resizable copy of ``loader`` from now on; one that is resizable already stays.
+        """Draw from now on from the resizable copy that this returns; None if ``loader`` has none.
 
-        Args:
-            loader: a DataLoader.
-            device: where the process group's backend wants its tensors.
-
-        Returns:
-            The copy; None if the batches cannot be resized.
-
-        Raises:
-            ValueError: if the loader is empty.
+        A loader that is resizable already is its own copy; an empty one raises a ValueError. ``device`` is where the
+        process group's backend wants its tensors.
         """
         self._refuse_empty(loader)
         twin = resizable_copy(loader)
@@ -87,9 +68,8 @@ class Pools:
     def measure(self, device: torch.device) -> None:
         """Find out how long a pass is now; on uneven ranks it ends with the shortest one's."""
         assert self.sampler is not None
-        own = self.sampler.total
-        if own is None:  # an IterableDataset, perhaps with a length
-            own = length_of(self._loader.dataset)
+        # Without a total it is an IterableDataset, perhaps with a length.
+        own = length_of(self._loader.dataset) if self.sampler.total is None else self.sampler.total
         totals = rank_sizes(-1 if own is None else own, device)
         shortest = min(totals)
         self.uneven = shortest < max(totals)
@@ -154,7 +134,7 @@ class Pools:
         return self.taken - 1
 
     def end_pass(self) -> None:
-        """Forget the present pass, and what was to be resumed: the loader's next iterator begins another one."""
+        """Forget the present pass and what was to be resumed: the loader's next iterator begins another one."""
         self._pass, self.taken, self._seen, self._resumed = None, 0, 0, False
         if self.sampler is not None:
             self.sampler.forget_resumption()
@@ -184,15 +164,12 @@ class Pools:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], taken: int, redrawn: bool = True) -> None:
-        """Take up what :meth:`state_dict` gave, after :meth:`draw_from`.
+        """Take up what :meth:`state_dict` gave, after :meth:`draw_from`; a ValueError if data or ranks are others.
 
         Args:
             saved: the state.
             taken: batches of the interrupted pass that were taken; 0: the next pass begins anew.
             redrawn: whether whoever iterates over the loader draws these batches once more, to skip them.
-
-        Raises:
-            ValueError: if the interrupted pass cannot be drawn again because the data or the ranks are others.
         """
         if self.distinct is not None and saved["distinct"] is not None:
             self.distinct.load_state_dict(saved["distinct"])
@@ -210,10 +187,7 @@ class Pools:
         self._resumed, self.taken = True, taken if redrawn else 0
 
     def repeat(self, taken: int, size: int | None) -> None:
-        """Have a pass be drawn once more where no checkpoint says how: with the last one's sizes, or all of ``size``.
-
-        Its batches were drawn by an earlier fit, or without EDBA by the loader itself, which knows no bounds.
-        """
+        """Have a pass drawn once more that no checkpoint tells of: in an earlier fit's sizes, or all of ``size``."""
         if self.sampler is not None and size is not None and taken > 0:
             self.sampler.resume({"drawn": list(self.sampler.drawn) or [size] * taken})
             self._resumed, self.taken = True, taken
@@ -221,8 +195,7 @@ class Pools:
     def rest_of_pass(self, loader: Any) -> Any:
         """What to iterate over to go on inside of an interrupted pass: ``loader``, less what was taken before.
 
-        The pass is drawn once more, from the random state it began with; the random state of now is put back before
-        its next batch. Batches that were taken are loaded again and thrown away.
+        Batches that were taken are loaded again, from the random state the pass began with, and thrown away.
         """
         return _RestOfPass(self, loader) if self._resumed else loader
 

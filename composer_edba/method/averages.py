@@ -9,12 +9,7 @@ __all__ = ["Averages"]
 
 @dataclass(frozen=True)
 class Averages:
-    """The exponential running averages of equation 1.
-
-    Attributes:
-        model: M̄, the average of the pools' mean losses.
-        gradient: Ḡ, the average of the chosen subsets' gradient metrics.
-    """
+    """The exponential averages of equation 1: ``model``, M̄, of the pools' losses, ``gradient``, Ḡ, of subsets' G."""
 
     model: float
     gradient: float

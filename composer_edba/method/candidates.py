@@ -1,11 +1,8 @@
 """Which subsets of a pool are candidates: uniformly random ones, of sizes drawn by a named law.
 
-The paper does not say how large its candidate subsets are, so the law is a parameter:
-
-* ``"uniform"``: every size from the minimum to the pool's is equally likely (the reading of the paper we start from);
-* ``"upper_half"``: the same from half the pool's size upwards;
-* ``"power_set"``: every subset of at least the minimum size is equally likely, so sizes are close to half the pool's;
-* a number in (0, 1]: always that share of the pool.
+The paper does not say which: ``"uniform"`` (our reading), every size from the minimum to the pool's equally likely;
+``"upper_half"``, the same from half the pool's size up; ``"power_set"``, every subset of at least the minimum size
+equally likely, so sizes near half the pool's; a number in (0, 1], always that share of the pool.
 """
 
 from __future__ import annotations
@@ -27,14 +24,11 @@ _FEWEST_PREFIXES = 16
 
 @dataclass(frozen=True)
 class Candidates:
-    """Random orders of a pool's samples, and the sizes of prefixes that count as candidates.
-
-    The pool consists of G groups (ranks), each with its own random order; a candidate of size k takes the first k of
-    every group.
+    """Random orders of a pool's samples; a candidate of size k takes the first k of each of its G groups (ranks).
 
     Attributes:
         orders: (P, N), P random orders in which the groups take turns; N = G times the smallest group's size.
-        groups: G.
+        groups: G; the groups' sizes are ``group_sizes``.
         sizes: with ``as_prefixes`` the sizes (S,) that every order contributes, else one size an order, (P,).
         as_prefixes: whether each order gives a candidate for every size, or just one.
     """
@@ -47,7 +41,7 @@ class Candidates:
 
     @property
     def prefix_columns(self) -> slice:
-        """Columns of :func:`~composer_edba.functional.prefix_gradient_norms` that belong to ``sizes``."""
+        """Columns of ``prefix_gradient_norms`` that belong to ``sizes``."""
         first, second = (self.sizes[:2] * self.groups).tolist()
         return slice(first - 1, None, second - first)
 
@@ -57,10 +51,7 @@ class Candidates:
         return torch.zeros(len(self.orders), sum(self.group_sizes), dtype=torch.bool).scatter_(1, self.orders, taken)
 
     def _order_and_count(self, candidate: int) -> tuple[Tensor, int]:
-        if self.as_prefixes:
-            order, size = divmod(candidate, len(self.sizes))
-        else:
-            order, size = candidate, candidate
+        order, size = divmod(candidate, len(self.sizes)) if self.as_prefixes else (candidate, candidate)
         return self.orders[order], int(self.sizes[size]) * self.groups
 
     def members(self, candidate: int) -> Tensor:
@@ -83,7 +74,7 @@ def draw_candidates(
     *,
     generator: torch.Generator | None = None,
 ) -> Candidates | None:
-    """Draw at least ``num_candidates`` random subsets.
+    """Draw at least ``num_candidates`` random subsets; None if the whole pool is the only one.
 
     Args:
         group_sizes: sizes of the pool's groups; sizes of subsets count per group.
@@ -92,9 +83,6 @@ def draw_candidates(
         law: the law of sizes.
         multiple: sizes are multiples of this, if the pool holds one that is not below ``minimum``.
         generator: CPU generator; None: torch's global stream.
-
-    Returns:
-        The candidates, or None if the whole pool is the only one.
     """
     pool = min(group_sizes)
     if max(group_sizes) <= minimum or law == 1:
@@ -105,12 +93,12 @@ def draw_candidates(
         low = max(low, -(-pool // 2)) if law == "upper_half" else low
         first = -(-low // step) * step
         sizes = torch.arange(first if first <= high else high, high + 1, step)
-        if len(sizes) >= _FEWEST_PREFIXES:
-            orders = _random_orders(group_sizes, math.ceil(num_candidates / len(sizes)), generator)
-            return Candidates(orders, len(group_sizes), sizes, True, tuple(group_sizes))
-        sizes = sizes[torch.randint(len(sizes), (num_candidates,), generator=generator)]
+        if as_prefixes := len(sizes) >= _FEWEST_PREFIXES:
+            num_candidates = math.ceil(num_candidates / len(sizes))
+        else:
+            sizes = sizes[torch.randint(len(sizes), (num_candidates,), generator=generator)]
         orders = _random_orders(group_sizes, num_candidates, generator)
-        return Candidates(orders, len(group_sizes), sizes, False, tuple(group_sizes))
+        return Candidates(orders, len(group_sizes), sizes, as_prefixes, tuple(group_sizes))
     orders = _random_orders(group_sizes, num_candidates, generator)
     if law == "power_set":
         drawn = torch.bernoulli(torch.full((num_candidates, pool), 0.5), generator=generator).sum(1)

@@ -25,11 +25,11 @@ class Selection:
     """The chosen subset of a pool and the figures behind the choice.
 
     Attributes:
-        indices: positions of the chosen samples in the pool, int64, ascending, on the CPU.
+        indices: the chosen samples' positions in the pool, int64, ascending, on the CPU.
         model_metric: M, the mean loss of the pool.
         gradient_metric: G(S*), the norm of the chosen subset's mean last-layer gradient.
-        margin: equation 1 for the chosen subset; 0 on the first step, when both averages start at these metrics.
-        signed_margin: the same without the absolute value, (M - M̄) / (G - Ḡ) - 1.
+        margin: equation 1 for the chosen subset; 0 on the first step, whose metrics begin the averages.
+        signed_margin: the same without the absolute value.
         wanted: the gradient metric of margin zero, Ḡ + (M - M̄).
         reach: smallest and largest gradient metric among the candidates.
         mean_square_norm: mean of the samples' squared gradient norms, (1/B) Σ ‖g_i‖².
@@ -73,16 +73,13 @@ def select_subset(
         num_candidates: least number of candidate subsets. Default 1024.
         min_subset_size: smallest size of a candidate; a pool of at most this size is taken whole. Default 10.
         generator: CPU generator that the candidates are drawn from; None: torch's global stream.
-        criterion: ``"margin"`` (equation 1); ``"difference"``, the same two deviations subtracted and not divided,
-            |(G - Ḡ) - (M - M̄)|, which has no pole at Ḡ: where no candidate reaches the wanted metric it takes the
-            nearest one, and equation 1 the farthest if Ḡ lies between; ``"random"``, the control: the margin's size,
-            members drawn anew; or a function ``criterion(gradient_metrics, model_metric, averages)`` that gives each
-            of the K candidates a cost, (K,) for float64 (K,), of which the least wins; NaN is the largest.
-            Default ``"margin"``.
+        criterion: ``"margin"``, the default, equation 1; ``"difference"``, |(G - Ḡ) - (M - M̄)|, which has no pole at
+            Ḡ; ``"random"``, the control: the margin's size, members drawn anew; or a function
+            ``criterion(gradient_metrics, model_metric, averages)`` that gives each of the K candidates a cost, (K,)
+            for float64 (K,), of which the least wins; NaN is the largest.
         subset_size_law: how the candidates' sizes are drawn, see :mod:`composer_edba.method.candidates`.
         size_multiple: sizes are multiples of this where the pool allows it. Default 1.
-        group_sizes: sizes of the parts of the pool held by each rank, in order; a candidate then takes equally many
-            from each part, and sizes count per part. None: one part.
+        group_sizes: the pool's samples on each rank; candidates take as many of each, sizes are per rank. None: one.
     """
     pool_size = inner_products.shape[0]
     groups = [pool_size] if group_sizes is None else list(group_sizes)
@@ -127,7 +124,6 @@ def select_subset(
     reach = torch.stack([norms.min(), norms.max()]).double()
     figures = torch.cat([common, chosen, reach]).tolist()
     model, square, pool, sum_of_products, best_at, margin, norm, low, high = figures
-
     wanted = averages.gradient + model - averages.model
     if not (math.isfinite(model) and math.isfinite(sum_of_products)):
         return Selection(everything, model, pool, margin, margin, wanted, (low, high), square, pool, False)
@@ -135,14 +131,11 @@ def select_subset(
     if criterion == "random" and candidates is not None:
         indices = candidates.redraw(int(best_at), generator)
         members = _to_device(indices, inner_products)
-        random_norm = inner_products[members][:, members].mean(dtype=torch.float64).clamp_min(0).sqrt()
-        random_margin = signed_margin(model, random_norm, averages.model, averages.gradient)
-        norm, margin = torch.stack([random_norm, random_margin]).tolist()
+        drawn = inner_products[members][:, members].mean(dtype=torch.float64).clamp_min(0).sqrt()
+        norm, margin = torch.stack([drawn, signed_margin(model, drawn, averages.model, averages.gradient)]).tolist()
     return Selection(indices, model, norm, abs(margin), margin, wanted, (low, high), square, pool, True)
 
 
 def _to_device(drawn: Tensor, like: Tensor) -> Tensor:
     """``drawn``, which is on the CPU, on the device of ``like``; from pinned memory the host need not wait for it."""
-    if like.is_cuda:
-        drawn = drawn.pin_memory()
-    return drawn.to(like.device, non_blocking=True)
+    return (drawn.pin_memory() if like.is_cuda else drawn).to(like.device, non_blocking=True)

@@ -1,8 +1,4 @@
-"""Equation 1 and the gradient norms in it, as fast as we know how.
-
-Pure torch, no state; :mod:`composer_edba.method.reference` says the same in ten lines, to be read. What the paper
-leaves open is said where it is decided.
-"""
+"""Equation 1 and the gradient norms in it, fast; :mod:`composer_edba.method.reference` is the same, to be read."""
 
 from __future__ import annotations
 
@@ -28,11 +24,9 @@ _BLOCK_FLOATS = 2**26
 
 
 def gradient_inner_products(inputs: Tensor, output_grads: Tensor, bias: bool = True) -> Tensor:
-    """Inner products of the samples' last-layer gradients, without ever forming those gradients.
+    """Inner products of the samples' last-layer gradients g_i = Σ_t d_it ⊗ [h_it, 1], without forming those.
 
-    With last-layer input h and loss gradient d by the layer's output, sample i has the gradient
-    g_i = d_i ⊗ [h_i, 1], so ⟨g_i, g_j⟩ = (d_i · d_j)(h_i · h_j + 1). A layer applied at T positions (tokens,
-    pixels) has g_i = Σ_t d_it ⊗ [h_it, 1], and the same product is summed over pairs of positions.
+    With one position t a sample, ⟨g_i, g_j⟩ = (d_i · d_j)(h_i · h_j + 1); T positions (tokens, pixels) are summed over.
 
     Args:
         inputs: h, the last layer's inputs, (B, F) or (B, T..., F).
@@ -50,8 +44,7 @@ def gradient_inner_products(inputs: Tensor, output_grads: Tensor, bias: bool = T
             f"inputs has shape {tuple(inputs.shape)} and output_grads {tuple(output_grads.shape)}: both need the same "
             "leading dimensions, (B, F) with (B, C) or (B, T..., F) with (B, T..., C)"
         )
-    double = inputs.dtype == output_grads.dtype == torch.float64
-    dtype = torch.float64 if double else torch.float32
+    dtype = torch.float64 if inputs.dtype == output_grads.dtype == torch.float64 else torch.float32
     with torch.no_grad(), _full_precision(inputs.device):
         h, d = inputs.detach().to(dtype), output_grads.detach().to(dtype)
         if h.ndim == 2:
@@ -61,15 +54,10 @@ def gradient_inner_products(inputs: Tensor, output_grads: Tensor, bias: bool = T
 
 
 def _inner_products_over_positions(h: Tensor, d: Tensor, bias: bool) -> Tensor:
-    """⟨g_i, g_j⟩ for h (B, T, F) and d (B, T, C), by whichever of the two orders of summation is cheaper.
-
-    Over pairs of positions: (B T)² (F + C) multiplications. Over the gradients: B C F (T + B), which is (1 + B / T)
-    times the layer's own forward pass. So the cheaper one never costs more than that, and either goes in blocks of at
-    most ``_BLOCK_FLOATS``: large vocabularies times long sequences cost no more memory than h and d themselves.
-    """
-    batch, positions, features = h.shape
-    classes = d.shape[-1]
+    """⟨g_i, g_j⟩ for h (B, T, F) and d (B, T, C), by the cheaper order of summation, in blocks for the memory."""
+    (batch, positions, features), classes = h.shape, d.shape[-1]
     pairwise = (batch * positions) ** 2 * (features + classes)
+    # (1 + B / T) times the layer's own forward pass, so the cheaper one never costs more than that.
     materialised = batch * classes * (features + 1) * (positions + batch)
     if materialised <= pairwise:
         # The gradients, (B, C F), a block of classes at a time: in them every pair of positions is already summed.
@@ -85,24 +73,18 @@ def _inner_products_over_positions(h: Tensor, d: Tensor, bias: bool) -> Tensor:
     rows = max(1, _BLOCK_FLOATS // max(1, positions * batch * positions))
     flat_h, flat_d = h.flatten(0, 1), d.flatten(0, 1)
     for start in range(0, batch, rows):
-        block_h, block_d = h[start : start + rows].flatten(0, 1), d[start : start + rows].flatten(0, 1)
-        block = block_h @ flat_h.T
+        block = h[start : start + rows].flatten(0, 1) @ flat_h.T
         if bias:
             block += 1
-        block *= block_d @ flat_d.T
+        block *= d[start : start + rows].flatten(0, 1) @ flat_d.T
         products[start : start + rows] = block.view(-1, positions, batch, positions).sum((1, 3))
     return products
 
 
 def subset_gradient_norms(inner_products: Tensor, masks: Tensor) -> Tensor:
-    """Gradient metrics G(S) = ‖(1/|S|) Σ_{i∈S} g_i‖₂ of subsets given as masks.
+    """Gradient metrics G(S) = ‖(1/|S|) Σ_{i∈S} g_i‖₂, (K,), of ``masks``, bool (K, B); NaN for an empty subset.
 
-    Args:
-        inner_products: ⟨g_i, g_j⟩, (B, B).
-        masks: K subsets, bool (K, B); each needs at least one member.
-
-    Returns:
-        (K,), in the dtype of ``inner_products``. An empty subset gives NaN.
+    ``inner_products``, ⟨g_i, g_j⟩, are (B, B); the result has their dtype.
     """
     members = masks.to(inner_products.dtype)
     with _full_precision(inner_products.device):
@@ -113,15 +95,9 @@ def subset_gradient_norms(inner_products: Tensor, masks: Tensor) -> Tensor:
 def prefix_gradient_norms(inner_products: Tensor, permutations: Tensor) -> Tensor:
     """Gradient metrics of all prefixes of permutations: column n is that of the first n + 1 samples.
 
-    A prefix of a uniformly random permutation is a uniformly random subset of its size, so one permutation gives as
-    many candidates as it has entries, for O(B²) in all: ‖Σ_{i≤n} g_i‖² grows by ‖g_n‖² + 2 Σ_{m<n} ⟨g_n, g_m⟩.
-
-    Args:
-        inner_products: ⟨g_i, g_j⟩, (B, B).
-        permutations: P orders of distinct samples, int64 (P, N) with N <= B.
-
-    Returns:
-        (P, N), in the dtype of ``inner_products``.
+    One random permutation so gives N uniformly random subsets for O(B²) in all: ‖Σ_{i≤n} g_i‖² grows by
+    ‖g_n‖² + 2 Σ_{m<n} ⟨g_n, g_m⟩. ``inner_products``, ⟨g_i, g_j⟩, are (B, B), ``permutations`` P orders of distinct
+    samples, int64 (P, N) with N <= B. The result is (P, N), in the dtype of ``inner_products``.
     """
     orders, length = permutations.shape
     size, device = len(inner_products), permutations.device
@@ -141,27 +117,18 @@ def prefix_gradient_norms(inner_products: Tensor, permutations: Tensor) -> Tenso
     inside = F.pad(permutations, (0, blocks * block - length)).view(orders, blocks, block)
     in_block = inner_products[inside.unsqueeze(3), inside.unsqueeze(2)].tril_(-1)
     before += in_block.sum(3, dtype=torch.float64).flatten(1)[:, :length]
-    own = inner_products.diagonal().double()[permutations]
-    squares = (own + 2 * before).cumsum(1)
+    squares = (inner_products.diagonal().double()[permutations] + 2 * before).cumsum(1)
     return (squares.clamp_min(0).sqrt() / (places.double() + 1)).to(inner_products.dtype)
 
 
 def margin_loss(
     model_metric: Tensor | float, gradient_metric: Tensor, model_average: float, gradient_average: float
 ) -> Tensor:
-    """Equation 1: |(M - M̄) / (G - Ḡ) - 1|.
+    """Equation 1: |(M - M̄) / (G - Ḡ) - 1|, in the shape of ``gradient_metric``.
 
-    A zero denominator gives an infinite margin, unless the numerator is zero too: then the point lies on the line of
-    slope 1 through the averages, and the margin is 0. (The paper does not say.)
-
-    Args:
-        model_metric: M, the mean loss of the pool, a number or a tensor that broadcasts.
-        gradient_metric: G, the gradient metrics of the candidates, any shape.
-        model_average: M̄.
-        gradient_average: Ḡ.
-
-    Returns:
-        Margins >= 0, in the shape of ``gradient_metric``.
+    A zero denominator gives an infinite margin, unless the numerator is zero too: then 0. (The paper does not say.)
+    M, ``model_metric``, is the pool's mean loss, a number or a tensor that broadcasts; G, ``gradient_metric``, the
+    candidates' gradient metrics, any shape; M̄ and Ḡ are ``model_average`` and ``gradient_average``.
     """
     return signed_margin(model_metric, gradient_metric, model_average, gradient_average).abs()
 

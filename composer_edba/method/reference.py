@@ -1,7 +1,4 @@
-"""EDBA as the paper writes it, for reading and for testing: one subset at a time, every gradient written out.
-
-The fast path in :mod:`composer_edba.functional` gives the same numbers.
-"""
+"""EDBA as the paper writes it, to read and to test by: :mod:`composer_edba.functional` gives the same, fast."""
 
 from __future__ import annotations
 
@@ -14,15 +11,9 @@ __all__ = ["gradient_metric", "last_layer_gradients", "margin", "select"]
 
 
 def last_layer_gradients(inputs: Tensor, output_grads: Tensor, bias: bool = True) -> Tensor:
-    """Each sample's last-layer gradient g_i = Σ_t d_it ⊗ [h_it, 1].
+    """Each sample's last-layer gradient g_i = Σ_t d_it ⊗ [h_it, 1], (B, C * (F + 1)), or (B, C * F) without a bias.
 
-    Args:
-        inputs: h, (B, F) or (B, T..., F).
-        output_grads: d, (B, C) or (B, T..., C).
-        bias: whether the layer has a bias.
-
-    Returns:
-        (B, C * (F + 1)), or (B, C * F) without a bias.
+    ``inputs``, h, are (B, F) or (B, T..., F), ``output_grads``, d, (B, C) or (B, T..., C).
     """
     gradients = []
     for h, d in zip(inputs, output_grads, strict=True):
@@ -54,9 +45,8 @@ def select(
     candidates: Iterable[list[int]],
 ) -> list[int]:
     """The first candidate of least margin."""
-    return min(
-        candidates,
-        key=lambda subset: margin(
-            model_metric, gradient_metric(gradients, subset).item(), model_average, gradient_average
-        ),
-    )
+
+    def cost(subset: list[int]) -> float:
+        return margin(model_metric, gradient_metric(gradients, subset).item(), model_average, gradient_average)
+
+    return min(candidates, key=cost)

@@ -23,25 +23,17 @@ def highest_learning_rate(optimizers: Iterable[torch.optim.Optimizer]) -> float 
 
 
 class SubsetSelector:
-    """Chooses a subset of each pool and says how large the next pools should be. Knows no framework.
+    """Chooses a subset of each pool and sizes the next, by settings from :func:`composer_edba.settings.checked`."""
 
-    Args:
-        settings: a run's, from :func:`composer_edba.settings.checked`.
-
-    Attributes:
-        averages: M̄ and Ḡ; None before the first finite step.
-        policy: the batch-size policy; None: the size is not this object's business.
-        nonfinite_steps: pools so far whose loss or gradients were NaN or infinite.
-    """
+    averages: Averages | None = None  # M̄ and Ḡ; None before the first finite step
+    policy: BatchSizePolicy | None = None  # None: the size is not this object's business
+    nonfinite_steps = 0  # pools so far whose loss or gradients were NaN or infinite
 
     def __init__(self, settings: Mapping[str, Any]):
         names = ("num_candidates", "min_subset_size", "criterion", "subset_size_law")
         self._choice = {name: settings[name] for name in names}
         # The averages decay in batches that are not scored, too. Beyond 2**53 it is no float and the power long 0.
         self._decay = settings["ema_decay"] ** min(settings["interval"], 2**53)
-        self.averages: Averages | None = None
-        self.policy: BatchSizePolicy | None = None
-        self.nonfinite_steps = 0
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> SubsetSelector:
@@ -58,20 +50,12 @@ class SubsetSelector:
         group_sizes: Sequence[int] | None = None,
         learning_rate: float | None = None,
     ) -> Selection:
-        """Choose a subset, then take its metrics into the averages and the policy.
+        """:func:`~composer_edba.functional.select_subset`, then its metrics go into the averages and the policy.
 
-        Arguments are those of :func:`~composer_edba.functional.select_subset`, and ``learning_rate``, the optimizer's,
-        for the policy; None: not known.
+        ``learning_rate`` is the optimizer's, for the policy; None: not known.
         """
-        selection = select_subset(
-            inner_products,
-            model_metric,
-            self.averages,
-            generator=generator,
-            size_multiple=size_multiple,
-            group_sizes=group_sizes,
-            **self._choice,
-        )
+        how: dict[str, Any] = {"generator": generator, "size_multiple": size_multiple, "group_sizes": group_sizes}
+        selection = select_subset(inner_products, model_metric, self.averages, **how, **self._choice)
         if not selection.finite:  # must not poison the averages
             self.nonfinite_steps += 1
             return selection
@@ -79,19 +63,10 @@ class SubsetSelector:
         metrics = selection.model_metric, selection.gradient_metric
         self.averages = Averages(*metrics) if self.averages is None else self.averages.updated(*metrics, self._decay)
         if self.policy is not None:
-            self.policy.update(
-                Observation(
-                    pool_size=len(inner_products),
-                    margin=selection.margin,
-                    wanted=selection.wanted,
-                    reach=selection.reach,
-                    mean_square_norm=selection.mean_square_norm,
-                    pool_square_norm=selection.pool_gradient_metric**2,
-                    model_metric=selection.model_metric,
-                    learning_rate=learning_rate,
-                    first=first,
-                )
-            )
+            names = ("margin", "wanted", "reach", "mean_square_norm", "model_metric")
+            seen: dict[str, Any] = {name: getattr(selection, name) for name in names}
+            seen |= {"pool_square_norm": selection.pool_gradient_metric**2, "learning_rate": learning_rate}
+            self.policy.update(Observation(pool_size=len(inner_products), first=first, **seen))
             check_size(self.policy)
         return selection
 

@@ -1,11 +1,8 @@
 """Rules that turn what the selection saw into the size of the next pools. Plain Python, no torch.
 
-The paper says that the batch size follows "margin-based loss statistics" between 10 and 1000, small while the loss is
-high and large near the end, and gives no rule. These are ours: :class:`LossPolicy` (``"loss"``), the default by
-evidence (docs/tuning.md), :class:`MarginPolicy` (``"margin"``), :class:`NoiseScalePolicy` (``"noise_scale"``) and
-:class:`FixedPolicy` (``"fixed"``). All see one :class:`Observation` a scored step, keep the size within bounds, and do
-not flap: a change needs a full window of evidence, and is either larger than the noise that is left in it or followed
-by a cooldown.
+The paper gives no rule; docs/method.md explains these, docs/tuning.md their constants. Each sees one
+:class:`Observation` a scored step. None flaps: a change needs a full window, and a wide tolerance or a cooldown.
+``size`` is the first size, in samples a rank; ``minimum`` and ``maximum`` bound it.
 """
 
 from __future__ import annotations
@@ -54,15 +51,15 @@ class Observation:
     """What one step's selection tells about the batch size.
 
     Attributes:
-        pool_size: B, the samples the figures are from, of all ranks.
+        pool_size: B, the pool's samples on all ranks.
         margin: equation 1 for the chosen subset, >= 0, may be infinite.
         wanted: gradient metric of margin zero.
         reach: smallest and largest gradient metric among the candidates.
         mean_square_norm: (1/B) Σ ‖g_i‖².
         pool_square_norm: ‖(1/B) Σ g_i‖².
         model_metric: M, the mean loss of the pool. Default NaN, not known.
-        learning_rate: that of the step, the largest of all parameter groups; None, the default, if not known.
-        first: whether it is the first one, whose averages are its own metrics. Default False.
+        learning_rate: the largest of all parameter groups. Default None, not known.
+        first: whether the averages are this step's own metrics. Default False.
     """
 
     pool_size: int
@@ -92,11 +89,13 @@ class BatchSizePolicy(Protocol):
         """Take up the memory that :meth:`state_dict` gave."""
 
 
+@dataclass(eq=False)
 class FixedPolicy:
     """The batch keeps the size it has; bounds do not move it."""
 
-    def __init__(self, size: int, minimum: int = 1, maximum: int | None = None):
-        self.size = size
+    size: int
+    minimum: int = 1
+    maximum: int | None = None
 
     def update(self, observation: Observation) -> int:
         """Return the size unchanged."""
@@ -112,7 +111,7 @@ class FixedPolicy:
 
 @dataclass(eq=False)
 class _Policy:
-    """What the rules share: a size within bounds, a window of what was seen, and a memory that can be saved."""
+    """What the rules share: a size within bounds, a window of what was seen, a memory that can be saved."""
 
     size: int
     minimum: int
@@ -128,12 +127,10 @@ class _Policy:
         return min(max(size, self.minimum), self.maximum)
 
     def state_dict(self) -> dict[str, Any]:
-        """The rule's memory, as plain values."""
         rest = {name: getattr(self, f"_{name}") for name in self._memory}
         return {"size": self.size, "window": list(self._window), **rest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave; sizes outside of the present bounds are moved into them."""
         self.size = self._within_bounds(state["size"])
         self._window = deque(state["window"], maxlen=self.window)
         for name in self._memory:
@@ -144,25 +141,16 @@ class _Policy:
 class LossPolicy(_Policy):
     """Grow with the inverse cube of the loss, as far as the learning rate does not decay by itself.
 
-    The noise of a step goes with the learning rate over the batch size, η / B, so a larger batch does what a smaller
-    learning rate does, in fewer updates (Smith et al. 2018, arXiv:1711.00489); and how much noise helps falls with the
-    loss (AdaDamp: Sievert and Charles, arXiv:1910.08222, who let the batch follow its inverse). So the wanted size is
-
-        B = B_0 · (M_0 / M̄)³ · (η / η_max)²,    B_0 <= B <= largest_growth · B_0,
-
-    where B_0 is the first size, M_0 the mean loss of the first window, M̄ that of the last one, and η_max the largest
-    learning rate so far. A schedule that decays to zero thus takes the batch back to B_0, and is not doubled. It counts
-    squared because the loss, too, falls when the learning rate does. Both exponents are from measurements
-    (docs/tuning.md). Losses that are not positive leave the size as it is.
+    The wanted size is B = B_0 · (M_0 / M̄)³ · (η / η_max)², from B_0 to ``largest_growth`` · B_0: B_0 is the first size,
+    M_0 the mean loss of the first window, M̄ of the last one, η_max the largest learning rate so far (docs/method.md,
+    after arXiv:1711.00489 and arXiv:1910.08222). Losses that are not positive leave the size as it is.
 
     Args:
-        size: first size, in samples a rank; ``minimum`` and ``maximum`` bound it.
         window: observations over which the loss is averaged. Default 10.
         exponent: of the loss, > 0. Default 3.
         rate_exponent: of the learning rate's share of its maximum, >= 0. Default 2.
         largest_growth: largest multiple of the first size. Default 10, the paper's 1000 over its 100.
-        tolerance: ratio of wanted to present size within which the size stays, > 1. Default 1.4: noise of 10 % in
-            each loss then hardly moves it.
+        tolerance: ratio of wanted to present size within which the size stays, > 1. Default 1.4.
     """
 
     window: _Window = 10
@@ -174,9 +162,8 @@ class LossPolicy(_Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._first_size = self.size
+        self._first_size, self._highest_rate = self.size, 0.0
         self._first_loss: float | None = None
-        self._highest_rate = 0.0
 
     def update(self, observation: Observation) -> int:
         """Take in one step and return the size for the next pools."""
@@ -199,7 +186,7 @@ class LossPolicy(_Policy):
         return self.size
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave; sizes outside of the present bounds are moved into them."""
+        """Take up what ``state_dict`` gave; sizes outside of the present bounds are moved into them."""
         super().load_state_dict(state)
         self._first_size = self._within_bounds(self._first_size)
 
@@ -210,53 +197,42 @@ class _CoolingPolicy(_Policy):
 
     cooldown: _Count
     _memory = ("rest", "direction")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._rest = 0
-        self._direction = 0  # of the last change: 1 grew, -1 shrank
+    _rest = 0
+    _direction = 0  # of the last change: 1 grew, -1 shrank
 
     def update(self, observation: Observation) -> int:
-        """Take in one step and return the size for the next pools."""
         if observation.first:
             return self.size
         if self._rest > 0:  # pools that were drawn before the change, and averages that have not settled
             self._rest -= 1
             return self.size
         self._window.append(self._evidence(observation))
-        if len(self._window) == self._window.maxlen:
-            proposed = self._within_bounds(self._proposed())
-            if proposed != self.size:
-                self._direction = 1 if proposed > self.size else -1
-                self.size = proposed
-                self._window.clear()
-                self._rest = self.cooldown
+        full = len(self._window) == self._window.maxlen
+        if full and (proposed := self._within_bounds(self._proposed())) != self.size:
+            self._direction = 1 if proposed > self.size else -1
+            self.size, self._rest = proposed, self.cooldown
+            self._window.clear()
         return self.size
 
     def _evidence(self, observation: Observation) -> Any:
-        """What of a step goes into the window."""
-        raise NotImplementedError
+        raise NotImplementedError  # what of a step goes into the window
 
     def _proposed(self) -> int:
-        """The size that a full window speaks for; bounds are the caller's."""
-        raise NotImplementedError
+        raise NotImplementedError  # the size that a full window speaks for; bounds are the caller's
 
 
 @dataclass(eq=False, kw_only=True)
 class MarginPolicy(_CoolingPolicy):
     """Grow when the wanted gradient metric stays below what the candidates reach, shrink when it stays above.
 
-    Each step casts a vote: 0 if the wanted metric lies within the candidates' reach, else its margin, capped at 1,
-    positive if it lies below the reach (a larger batch is wanted: the mean of more samples has a smaller norm) and
-    negative if above. The pressure is the mean vote of the window. Beyond ``threshold`` the size is multiplied or
-    divided by ``factor``; turning round needs the pressure to exceed ``threshold + hysteresis``.
+    A step votes 0 if the wanted metric is in reach, else the margin, capped at 1: positive if it lies below (more
+    samples have a mean of smaller norm), negative if above. The pressure is the window's mean vote.
 
     Args:
-        size: first size, in samples a rank; ``minimum`` and ``maximum`` bound it.
         window: votes that a decision needs. Default 20.
         cooldown: steps after a change in which no votes are taken. Default 10.
-        threshold: pressure that changes the size, in (0, 1). Default 0.3.
-        hysteresis: pressure needed beyond ``threshold`` to reverse the direction of the last change. Default 0.3.
+        threshold: pressure beyond which the size changes, in (0, 1). Default 0.3.
+        hysteresis: pressure needed on top to reverse the last change. Default 0.3.
         factor: by how much a change multiplies or divides, > 1. Default 1.5.
     """
 
@@ -267,11 +243,8 @@ class MarginPolicy(_CoolingPolicy):
     factor: _AboveOne = 1.5
 
     def _evidence(self, observation: Observation) -> float:
-        low, high = observation.reach
-        vote = min(observation.margin, 1.0)
-        if observation.wanted < low:
-            return vote
-        return -vote if observation.wanted > high else 0.0
+        (low, high), vote = observation.reach, min(observation.margin, 1.0)
+        return vote if observation.wanted < low else -vote if observation.wanted > high else 0.0
 
     def _proposed(self) -> int:
         pressure = sum(self._window) / len(self._window)
@@ -289,14 +262,11 @@ class MarginPolicy(_CoolingPolicy):
 class NoiseScalePolicy(_CoolingPolicy):
     """Follow the gradient noise scale tr Σ / |G|², the batch size beyond which more samples add little.
 
-    With s = (1/B) Σ ‖g_i‖² and p = ‖(1/B) Σ g_i‖², unbiased estimates are |G|² ≈ (B p - s) / (B - 1) and
-    tr Σ ≈ (s - p) B / (B - 1) (McCandlish et al. 2018, appendix A). Both are averaged over the window before the
-    division, whose result would be biased otherwise. Only the last layer's gradients go in. The size changes when the
-    noise scale is off by more than ``tolerance``, and by at most ``factor`` at once.
+    With s = (1/B) Σ ‖g_i‖² and p = ‖(1/B) Σ g_i‖² of the last layer, |G|² ≈ (B p - s) / (B - 1) and
+    tr Σ ≈ (s - p) B / (B - 1) without bias (McCandlish et al. 2018, appendix A). Each is averaged, then divided.
 
     Args:
-        size: first size, in samples a rank; ``minimum`` and ``maximum`` bound it.
-        ranks: number of ranks that share a pool; the noise scale is divided among them. Default 1.
+        ranks: number of ranks that share a pool, and so the noise scale. Default 1.
         window: steps that a decision needs. Default 50.
         cooldown: steps after a change that are left out. Default 10.
         tolerance: ratio of noise scale to size within which the size stays, > 1. Default 1.5.
@@ -317,16 +287,15 @@ class NoiseScalePolicy(_CoolingPolicy):
 
     def _proposed(self) -> int:
         variance, signal = (sum(estimates) for estimates in zip(*self._window, strict=True))
-        if signal > 0:
-            ratio = variance / signal / self.ranks / self.size
-        else:  # noise drowns the gradient, and no size is large enough; or there is no gradient at all
-            ratio = float("inf") if variance > 0 else 1.0
+        # Without signal noise drowns the gradient, and no size is large enough; or there is no gradient at all.
+        drowned = math.inf if variance > 0 else 1.0
+        ratio = variance / signal / self.ranks / self.size if signal > 0 else drowned
         if 1 / self.tolerance <= ratio <= self.tolerance:
             return self.size
         return round(self.size * min(max(ratio, 1 / self.factor), self.factor))
 
 
-POLICIES: Mapping[str, type] = {
+POLICIES: Mapping[str, type[Any]] = {
     "loss": LossPolicy,
     "margin": MarginPolicy,
     "noise_scale": NoiseScalePolicy,
@@ -345,11 +314,9 @@ def make_policy(
     """The rule that a run follows.
 
     Args:
-        policy: a name; a function ``policy(size, minimum, maximum)`` that makes one; or an object that is one, whose
-            own size is then the first.
-        size: first size, in samples a rank; ``minimum`` and ``maximum`` bound it.
+        policy: a name; a function ``policy(size, minimum, maximum)`` that makes one; or one, of its own first size.
         ranks: number of ranks that share a pool.
-        options: constants of a named policy that are not to be the default ones, see :func:`check_policy_options`.
+        options: constants of a named policy other than the defaults, see :func:`check_policy_options`.
     """
     if not isinstance(policy, str):
         is_one = isinstance(policy, BatchSizePolicy) and not isinstance(policy, type)
@@ -362,8 +329,7 @@ def make_policy(
         check_size(given)
         return given
     constants = {**(options or {}), **({"ranks": ranks} if policy == "noise_scale" else {})}
-    made: BatchSizePolicy = POLICIES[policy](size, minimum, maximum, **constants)
-    return made
+    return POLICIES[policy](size, minimum, maximum, **constants)
 
 
 def check_size(policy: BatchSizePolicy) -> None:
@@ -389,22 +355,21 @@ def check_policy_options(policy: Any, options: Mapping[str, Any] | None) -> None
     """Raise an error unless ``options`` are constants of the named policy: fields of its class that state a range."""
     if options is None:
         return
+    given = f"policy_options is {options!r}"
     if not isinstance(options, Mapping):
-        raise TypeError(f"policy_options is {options!r}: it must be a mapping of the policy's constants, or None")
+        raise TypeError(f"{given}: it must be a mapping of the policy's constants, or None")
     if not isinstance(policy, str):
-        raise ValueError(f"policy_options is {options!r}: batch_size_policy is an object, which has its own constants")
+        raise ValueError(f"{given}: batch_size_policy is an object, which has its own constants")
     hints = get_type_hints(POLICIES[policy], include_extras=True)
     known = {name: get_args(hint)[1] for name, hint in hints.items() if get_origin(hint) is Annotated}
     for option, value in options.items():
         if option not in known:
             has = f"its constants are {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"policy_options is {options!r}: batch_size_policy {policy!r} has no {option!r}; {has}")
+            raise ValueError(f"{given}: batch_size_policy {policy!r} has no {option!r}; {has}")
         is_right, wanted = known[option]
         if not is_right(value):
-            raise ValueError(f"policy_options is {options!r}: {option} must be {wanted}")
+            raise ValueError(f"{given}: {option} must be {wanted}")
     if policy == "noise_scale":
         factor, tolerance = (options.get(name, getattr(NoiseScalePolicy, name)) for name in ("factor", "tolerance"))
         if factor < tolerance:  # it would stop short of the band for good
-            raise ValueError(
-                f"policy_options is {options!r}: factor ({factor}) must be at least tolerance ({tolerance})"
-            )
+            raise ValueError(f"{given}: factor ({factor}) must be at least tolerance ({tolerance})")
