@@ -64,10 +64,7 @@ class SupervisedLoop(Loop):
         layer = settings["last_layer"]
         if isinstance(layer, str):
             layer = named_last_layer(self._model, layer)
-        self._settings = settings
-        self._loss_fn = loss_fn
-        self._split = split
-        self._forward = forward
+        self._settings, self._loss_fn, self._split, self._forward = settings, loss_fn, split, forward
         self._precision = contextlib.nullcontext if precision is None else precision
         self._optimizers = [] if optimizer is None else [optimizer]
         self._batch: Any = None  # what is trained on now
@@ -86,11 +83,7 @@ class SupervisedLoop(Loop):
         return self._batch
 
     def end_step(self) -> float:
-        """The batch was trained on; called twice, it does nothing more.
-
-        Returns:
-            Share of the time since the batch arrived that went into scoring and selection.
-        """
+        """The batch was trained on; see :meth:`~composer_edba.engine.Engine.end_step`. Twice, it does nothing more."""
         remembered, recorder = self.engine.remembered, self._recorder
         self._batch = None
         if remembered is not None and recorder is not None and sum(recorder.sizes) == 0:
@@ -119,16 +112,11 @@ class SupervisedLoop(Loop):
 
     @override
     def network(self) -> Network:
-        return Network(
-            _Whole(self._model, self._forward),
-            lambda outputs, parts: self._loss_fn(outputs, parts[1]),
-            self._prepare,
-            self._precision,
-        )
+        whole = _Whole(self._model, self._forward)
+        return Network(whole, lambda out, parts: self._loss_fn(out, parts[1]), self._prepare, self._precision)
 
     def _prepare(self, batch: Any) -> tuple[Any, Any]:
-        inputs, target = self._split(batch)
-        factor = self._settings["scale_factor"]
+        (inputs, target), factor = self._split(batch), self._settings["scale_factor"]
         return (inputs if factor == 1 else scaled_images(inputs, factor, what="the model's input")), target
 
     @override
@@ -172,8 +160,7 @@ class SupervisedLoop(Loop):
             return
         recorder.end_forward()
         size, done = batch_size(self._batch), sum(recorder.sizes)
-        first = done - recorder.sizes[-1]
-        inputs, target = self._split(index_batch(self._batch, slice(first, done), size))
+        inputs, target = self._split(index_batch(self._batch, slice(done - recorder.sizes[-1], done), size))
         if self._forward is not None:  # what the loss takes, made of the outputs that are there
             outputs = self._forward(_Recorded(self._model, outputs), inputs)
         with self._precision():
@@ -188,8 +175,7 @@ class _Whole(nn.Module):
 
     def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any] | None):
         super().__init__()
-        self.model = model
-        self._forward = forward
+        self.model, self._forward = model, forward
 
     def forward(self, parts: tuple[Any, Any]) -> Any:
         return self.model(parts[0]) if self._forward is None else self._forward(self.model, parts[0])

@@ -56,8 +56,7 @@ class ScoreCache:
             indices: the samples, int64 (B,). Of one that comes twice the later row counts.
             rows: h, d and the loss side by side, float32 (B, F + C + 1), on the model's device.
             step: number of the training step.
-            features: F.
-            bias: whether the last layer has a bias.
+            features, bias: F, and whether the last layer has a bias.
 
         Raises:
             ValueError: if the table fits neither on the device nor in the host's memory.
