@@ -49,14 +49,7 @@ class LastSelection(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """How a loop's network is run for scoring; see :class:`~composer_edba.scoring.forward.Scorer`.
-
-    Attributes:
-        model: holds the last layer; ``model(batch)`` gives the outputs.
-        loss: ``loss(outputs, batch)``, the mean over the samples.
-        prepare: turns a batch, or a part of it, into what the two take; None: nothing to do.
-        precision: gives the autocast context to run in.
-    """
+    """How a loop's network is run: the arguments of a call of :class:`~composer_edba.scoring.forward.Scorer`."""
 
     model: nn.Module
     loss: Callable[[Any, Any], Any]
@@ -158,10 +151,9 @@ class Engine:
         return self.steps == 0 and self._resume_from is None
 
     def draw_from(self, loader: Any, taken: int | None = None, *, redrawn: bool = True, spun: int = 0) -> Any:
-        """The loader to draw pools from: a resizable copy of ``loader``, which stays as it is.
+        """The loader to draw pools from: a resizable copy of ``loader``, which stays as it is, at every call a new one.
 
-        Called again, it gives a new copy; averages, sizes and counts go on. After :meth:`load_state_dict` it takes up
-        the saved state.
+        Averages, sizes and counts go on; after :meth:`load_state_dict` it takes up the saved state.
 
         Args:
             loader: a DataLoader; others come back as they are, with a warning that their batches keep their size.
@@ -208,12 +200,8 @@ class Engine:
         least, most = settings["min_batch_size"], settings["max_batch_size"]
         if before is None and settings["batch_size_policy"] != "fixed":
             self.pools.warn_of_first_size(first_size, least, most)
-        word, options, bounds = (
-            settings["batch_size_policy"],
-            settings["policy_options"],
-            self.pools.bounds(least, most),
-        )
-        policy = make_policy(word, first_size, *bounds, ranks=world_size(), options=options)
+        word, options = settings["batch_size_policy"], settings["policy_options"]
+        policy = make_policy(word, first_size, *self.pools.bounds(least, most), ranks=world_size(), options=options)
         if before is not None and before is not policy:  # another loader goes on at the size of the first
             policy.load_state_dict(before.state_dict())
         self._selector.policy = policy
@@ -270,9 +258,8 @@ class Engine:
             mine = selection.indices - sum(sizes[: rank()])
             kept = mine[(mine >= 0) & (mine < size)]
         drawn = self.pools.indices(number, size)
-        subset_size = size if kept is None else len(kept)
-        trainable = self.loop.trainable(subset_size)
-        if trainable < subset_size:
+        trainable = self.loop.trainable(size if kept is None else len(kept))
+        if kept is not None or trainable < size:
             kept = (torch.arange(size) if kept is None else kept)[:trainable]
         if kept is not None and trainable < size:
             batch = index_batch(batch, kept, size)
@@ -322,8 +309,7 @@ class Engine:
         return step % interval == 0 and (interrupt == 0 or (number + 1) % interrupt != 0) and self._in_span()
 
     def _in_span(self) -> bool:
-        elapsed = self.loop.elapsed()
-        return elapsed is None or self.settings["start"] <= elapsed < self.settings["end"]
+        return (done := self.loop.elapsed()) is None or self.settings["start"] <= done < self.settings["end"]
 
     def _decide(self, scores: PoolScores, sizes: list[int], step: int, where: str) -> Selection:
         """Choose from the pool of all ranks by its scores, whatever their source, and size the next pools."""

@@ -32,12 +32,8 @@ class SupervisedLoop(Loop):
 
     Args:
         settings: all of them.
-        model: the network, also inside of DistributedDataParallel.
-        loss_fn: ``loss_fn(outputs, target)``, a scalar: the mean over the samples.
+        model, loss_fn, forward, precision, optimizer: see :class:`~composer_edba.plain.SubsetLoader`.
         split: turns a pool, or a part of it, into ``(inputs, target)`` on the model's device.
-        forward: ``forward(model, inputs)`` gives what the loss takes; None: ``model(inputs)``.
-        precision: gives the autocast context that the training forward runs in; None: none.
-        optimizer: whose learning rate ``batch_size_policy="loss"`` goes by; None: taken as constant.
 
     Attributes:
         engine: chooses.

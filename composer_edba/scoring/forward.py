@@ -53,10 +53,9 @@ class Scorer:
 
     A sample's gradient is B times its part of the gradient of the pool's mean loss: of a mean over samples, that of the
     sample's own loss. Of a mean over all positions (tokens, pixels) that count, with padding and ``ignore_index`` left
-    out, a sample with n of the pool's N counts B n / N times its own mean loss, as in training, where a longer sample
-    weighs more. The mean over the pool is then exactly the pool's gradient, and that over a subset the subset's
-    gradient times its samples' mean n over the pool's. In chunks the same holds for each chunk, as for Composer's
-    microbatches.
+    out, a sample with n of the pool's N counts B n / N times its own mean loss, as in training. The mean over the pool
+    is then exactly the pool's gradient, and that over a subset the subset's gradient times its samples' mean n over the
+    pool's. In chunks the same holds for each chunk, as for Composer's microbatches.
 
     Args:
         last_layer: the layer whose gradients count, a module or its name in the model; None: the Linear or 1x1
@@ -108,7 +107,8 @@ class Scorer:
                 except RuntimeError as error:
                     chunk = max(balanced_parts(size, self.chunk_limit, self.least_samples))
                     smaller = max(self.least_samples, chunk // 2)
-                    if not _is_out_of_memory(error) or smaller in (chunk, self.chunk_limit):
+                    fits = not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error).lower()
+                    if fits or smaller in (chunk, self.chunk_limit):
                         raise
                     self.chunk_limit = smaller
                 # Outside the handler, whose traceback keeps the failed forward's tensors alive.
@@ -134,13 +134,12 @@ class Scorer:
         most = min(size, self.chunk_limit or size)
         probe_size = min(size, max(self.least_samples, min(most // 2, _PROBE_SIZE)))
         probe = index_batch(batch, torch.arange(probe_size), size)
-        if isinstance(self.last_layer, str):
-            self._layer = named_last_layer(model, self.last_layer)
-        elif self.last_layer is not None:
-            check_last_layer(model, self.last_layer)
-            self._layer = self.last_layer
-        else:
-            self._layer = find_last_layer(model, lambda: run(probe))
+        layer = self.last_layer
+        if isinstance(layer, str):
+            layer = named_last_layer(model, layer)
+        elif layer is not None:
+            check_last_layer(model, layer)
+        self._layer = find_last_layer(model, lambda: run(probe)) if layer is None else layer
         self._score(probe, probe_size, run)  # raises if shapes or loss do not fit
         self._check_mean(probe, probe_size, run)
         self._checked = model
@@ -214,12 +213,7 @@ class Scorer:
         return PoolScores(at_least_float32(h[0]), d[0], at_least_float32(value.detach()), layer.bias is not None)
 
 
-def _runner(
-    model: nn.Module,
-    loss: Callable[[Any, Any], Any],
-    prepare: Callable[[Any], Any] | None = None,
-    precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-) -> Run:
+def _runner(model: Any, loss: Any, prepare: Any = None, precision: Any = contextlib.nullcontext) -> Run:
     def run(chunk: Any) -> Any:
         chunk = chunk if prepare is None else prepare(chunk)
         with precision():
@@ -254,7 +248,3 @@ def mean_loss(value: Any) -> Tensor:
                 f"the loss has {found}: EDBA needs a scalar tensor, the mean over the samples (reduction='mean')"
             )
     return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum()
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()

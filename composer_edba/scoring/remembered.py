@@ -25,6 +25,8 @@ from composer_edba.scoring.training_scores import TrainingScores
 __all__ = ["Choice", "RememberedScores"]
 
 Decide = Callable[[PoolScores, list[int], int, str], Selection]
+Scheduled = Callable[[int, int], bool]
+Figures = Callable[[Selection], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,7 @@ class RememberedScores:
         cache: what is known of each sample; None before :meth:`install`.
     """
 
-    def __init__(
-        self,
-        decide: Decide,
-        scheduled: Callable[[int, int], bool],
-        figures: Callable[[Selection], dict[str, float]],
-        derives: bool,
-    ):
+    def __init__(self, decide: Decide, scheduled: Scheduled, figures: Figures, derives: bool):
         self.cache: ScoreCache | None = None
         self._decide, self._scheduled, self._figures = decide, scheduled, figures
         self._training = TrainingScores(derives)
@@ -226,10 +222,8 @@ class RememberedScores:
 
     @property
     def recorder(self) -> TrainingScores | None:
-        """What the present step's microbatches go through; None: it does not record, or has gone through all of them.
-
-        Of several runs through one step's microbatches (SAM's) the first counts: its weights are those of the step.
-        """
+        """What the present step's microbatches go through; None: it does not record, or has gone through all of them."""
+        # Of several runs through a step's microbatches (SAM's) the first counts: its weights are those of the step.
         return None if self._recorded_indices is None or self._completed else self._training
 
     @property

@@ -95,23 +95,18 @@ class TrainingScores:
     def end_loss(self, value: Any) -> None:
         """The microbatch's loss is ``value``, the mean over its samples, for all of which it stands if need be."""
         part, mean = self._parts[-1], mean_loss(value)
-        if self._derives:
-            self._derive(part, mean)
+        if self._derives and part.output is not None and part.inputs is not None:
+            assert self._layer is not None
+            (grad,) = torch.autograd.grad(mean, part.output, retain_graph=True, allow_unused=True)
+            part.output = None
+            if grad is not None:
+                grad = single_position(self._layer, grad).detach()
+                part.output_grads = grad.to(torch.float32, copy=True) * len(part.inputs)
         wanted = mean.detach().float()
         if part.losses is not None and self.mean_of_samples is None and math.isfinite(loss := float(wanted)):
             self.mean_of_samples = abs(float(part.losses.mean()) - loss) <= 1e-3 * abs(loss) + 1e-6
         if part.losses is None or not self.mean_of_samples:
             part.losses = wanted
-
-    def _derive(self, part: _Microbatch, mean: Tensor) -> None:
-        if part.output is None or part.inputs is None:
-            return
-        assert self._layer is not None
-        (grad,) = torch.autograd.grad(mean, part.output, retain_graph=True, allow_unused=True)
-        part.output = None
-        if grad is not None:
-            grad = single_position(self._layer, grad).detach()
-            part.output_grads = grad.to(torch.float32, copy=True) * len(part.inputs)
 
     def rows(self, factor: Tensor | float | None) -> Tensor | None:
         """h, d and the loss of the step's samples side by side, in their order, float32 (B, F + C + 1).
