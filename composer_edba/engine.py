@@ -130,8 +130,7 @@ class Engine:
         self.remembered: RememberedScores | None = None
         if settings["scoring"] == "cached":
             self.remembered = RememberedScores(self._decide, self._scheduled, self._selector.figures, loop.derives)
-        self.steps = 0
-        self.samples_scored = self.samples_trained = self.samples_drawn = 0
+        self.steps = self.samples_scored = self.samples_trained = self.samples_drawn = 0
         self.figures: dict[str, float] = {}
         self.last_selection: LastSelection | None = None
         self._seed: int | None = None

@@ -105,8 +105,7 @@ class EDBAHandler:
         self._loader: Any = None  # what the engine draws from
         self._whole_passes = False  # whether epochs end here with the loader's passes
         self._written: int | None = None  # the epoch_length that was last set here
-        self._completed = 0  # epochs
-        self._resumed = False
+        self._completed, self._resumed = 0, False  # epochs; whether a state is to be taken up
         self._fresh = self._first_batch = True  # no epoch of this run, and no batch of this epoch, has begun
         self._counter = 0  # Ignite's own, of batches in this epoch
 
@@ -138,15 +137,12 @@ class EDBAHandler:
             )
         self._engine, self._given = trainer, loader
         self._show(trainer, {})
-        for event, handler in (
-            (Events.STARTED, self._started),
-            (Events.EPOCH_STARTED, self._epoch_started),
-            (Events.GET_BATCH_STARTED, self._get_batch_started),
-            (Events.GET_BATCH_COMPLETED, self._get_batch_completed),
-            (Events.ITERATION_COMPLETED, self._iteration_completed),
-            (Events.EPOCH_COMPLETED, self._epoch_completed),
-        ):
-            trainer.add_event_handler(event, handler)
+        trainer.add_event_handler(Events.STARTED, self._started)
+        trainer.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        trainer.add_event_handler(Events.GET_BATCH_STARTED, self._get_batch_started)
+        trainer.add_event_handler(Events.GET_BATCH_COMPLETED, self._get_batch_completed)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
     @property
     def batch_size(self) -> int | None:
@@ -189,8 +185,7 @@ class EDBAHandler:
         if self._resumed and self._whole_passes:
             # Ignite divides iterations by epoch_length, and epochs of changing length are not told by that.
             engine.state.epoch = self._completed
-        self._resumed = False
-        self._completed = engine.state.epoch
+        self._resumed, self._completed = False, engine.state.epoch
 
     def _epoch_started(self, engine: Engine) -> None:
         self._loop.done = self._elapsed(engine)  # workers have their first batches chosen when the pass begins
@@ -257,12 +252,11 @@ class EDBAHandler:
 
     def _elapsed(self, engine: Engine) -> float:
         """Fraction of training done before this batch."""
-        state = engine.state
+        state, size = engine.state, self._pools.shortest
         if state.max_iters is not None:
             return state.iteration / state.max_iters
         if state.max_epochs is None:
             return 0.0
-        size = self._pools.shortest
         part = self._pools.seen / size if self._whole_passes and size else 0.0
         return (state.epoch - 1 + part) / state.max_epochs
 

@@ -113,8 +113,7 @@ class SubsetLoader:
 
     def _pair(self, batch: Any) -> tuple[Any, Any]:
         if not isinstance(batch, (list, tuple)) or len(batch) != 2:
-            of = f" of {len(batch)}" if isinstance(batch, (list, tuple)) else ""
-            found = type(batch).__name__ + of
+            found = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, (list, tuple)) else "")
             raise ValueError(f"the batch is a {found}, not a pair (inputs, target): say by split= which is which")
         device = self._loop.device()
         inputs, target = (part.to(device) if hasattr(part, "to") else part for part in batch)

@@ -26,9 +26,8 @@ __all__ = ["SupervisedLoop"]
 class SupervisedLoop(Loop):
     """A network, a loss of its outputs and a target, and batches that hold inputs and target; with its engine.
 
-    With ``scoring="cached"`` the training's own forward is watched: what the network gives for a batch that was chosen
-    goes through the loss once more, by which the last layer's gradients are found whatever the loop does with its own
-    loss (gradient scaling, accumulation).
+    With ``scoring="cached"`` what the training's own forward gives goes through the loss once more, by which the last
+    layer's gradients are found whatever the loop does with its own loss (gradient scaling, accumulation).
 
     Args:
         settings: all of them.
@@ -58,8 +57,7 @@ class SupervisedLoop(Loop):
         # DistributedDataParallel's own forward would broadcast buffers between ranks.
         self._model: nn.Module = model.module if isinstance(model, (DistributedDataParallel, DataParallel)) else model
         layer = settings["last_layer"]
-        if isinstance(layer, str):
-            layer = named_last_layer(self._model, layer)
+        layer = named_last_layer(self._model, layer) if isinstance(layer, str) else layer
         self._settings, self._loss_fn, self._split, self._forward = settings, loss_fn, split, forward
         self._precision = contextlib.nullcontext if precision is None else precision
         self._optimizers = [] if optimizer is None else [optimizer]

@@ -118,9 +118,8 @@ class ScoreCache:
         self._features, self._bias = state["features"], state["bias"]
         self.steps = np.frombuffer(zlib.decompress(state["steps"]), dtype=np.int64).copy()
         recorded = np.flatnonzero(self.steps >= 0)
-        rows = np.frombuffer(state["rows"], dtype=np.float32).reshape(len(recorded), state["columns"])
-        place = self._rows.device
-        self._rows[_index(recorded, place)] = torch.from_numpy(rows.copy()).to(place)
+        rows = np.frombuffer(state["rows"], dtype=np.float32).reshape(len(recorded), state["columns"]).copy()
+        self._rows[_index(recorded, self._rows.device)] = torch.from_numpy(rows).to(self._rows.device)
 
 
 def _index(indices: np.ndarray, device: torch.device) -> Tensor:

@@ -222,7 +222,7 @@ class RememberedScores:
 
     @property
     def recorder(self) -> TrainingScores | None:
-        """What the present step's microbatches go through; None: it does not record, or has gone through all of them."""
+        """What the step's microbatches go through; None: it does not record, or has gone through all of them."""
         # Of several runs through a step's microbatches (SAM's) the first counts: its weights are those of the step.
         return None if self._recorded_indices is None or self._completed else self._training
 
