@@ -58,13 +58,9 @@ class Network:
 
 
 class Loop(abc.ABC):
-    """What the engine asks of the training loop that it is in.
+    """What the engine asks of the training loop that it is in."""
 
-    Attributes:
-        derives: see :class:`~composer_edba.scoring.training_scores.TrainingScores`.
-    """
-
-    derives = False
+    derives = False  # see TrainingScores
 
     @abc.abstractmethod
     def device(self) -> torch.device:
@@ -161,8 +157,7 @@ class Engine:
             spun: passes before it that the loop begins only to restore the samplers.
 
         Raises:
-            ValueError: if the loader is empty, if ``scoring="cached"`` cannot tell its samples apart, or if what is
-                left of an interrupted pass cannot be told.
+            ValueError: if the loader is empty, or its samples (cached) or an interrupted pass's rest cannot be told.
         """
         saved, self._resume_from = self._resume_from, None
         if taken is None:
@@ -231,12 +226,9 @@ class Engine:
         return batch
 
     def end_step(self, factor: Tensor | float | None = None) -> float:
-        """The batch was trained on: enter what it found out.
+        """Enter what training on the batch found out; the share of the time since it arrived that EDBA took.
 
-        Returns the share of the time since the batch arrived that went into scoring and selection.
-
-        Args:
-            factor: see :meth:`~composer_edba.scoring.training_scores.TrainingScores.rows`.
+        For ``factor`` see :meth:`~composer_edba.scoring.training_scores.TrainingScores.rows`.
         """
         before = 0.0  # the batch arrived
         if self.remembered is not None:

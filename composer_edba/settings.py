@@ -317,12 +317,11 @@ def signature_of(
     """The signature of ``callable_`` with its ``**settings`` spelt out, as keyword arguments with their defaults."""
     table = SETTINGS if table is None else table
     plain = inspect.signature(callable_)
+    kind = inspect.Parameter.KEYWORD_ONLY
     parameters = {name: p for name, p in plain.parameters.items() if p.kind is not p.VAR_KEYWORD}
     for name, entry in table.items():
         if name not in parameters and (loop is None or loop in entry.loops):
-            parameters[name] = inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=entry.default, annotation=entry.type
-            )
+            parameters[name] = inspect.Parameter(name, kind, default=entry.default, annotation=entry.type)
     return plain.replace(parameters=list(parameters.values()))
 
 

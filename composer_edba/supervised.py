@@ -34,9 +34,6 @@ class SupervisedLoop(Loop):
         model, loss_fn, forward, precision, optimizer: see :class:`~composer_edba.plain.SubsetLoader`.
         split: turns a pool, or a part of it, into ``(inputs, target)`` on the model's device.
 
-    Attributes:
-        engine: chooses.
-
     Raises:
         ValueError: if the named last layer is none of the model's.
     """

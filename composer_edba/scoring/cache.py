@@ -55,8 +55,7 @@ class ScoreCache:
         Args:
             indices: the samples, int64 (B,). Of one that comes twice the later row counts.
             rows: h, d and the loss side by side, float32 (B, F + C + 1), on the model's device.
-            step: number of the training step.
-            features, bias: F, and whether the last layer has a bias.
+            step, features, bias: number of the training step, F, and whether the last layer has a bias.
 
         Raises:
             ValueError: if the table fits neither on the device nor in the host's memory.

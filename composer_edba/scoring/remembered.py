@@ -77,13 +77,12 @@ class RememberedScores:
         self._device = torch.device("cpu")
         self._pools = 0  # ever drawn, the number of the random stream
         self._passes_to_spin = 0  # passes that are begun only to restore the samplers
-        self._spinning = False
+        self._spinning = self._completed = False  # in such a pass; this step has gone through all its microbatches
         self._skipped = 0  # first batches of a pass that are drawn again only to be skipped
         self._replay: dict[int, tuple[np.ndarray, dict[str, float], float]] = {}
         self._masks: list[np.ndarray] = []  # what was chosen for each batch drawn in this pass
         self._choices: dict[int, Choice] = {}  # those of the batches that are still to come
         self._recorded_indices: np.ndarray | None = None  # of the samples that this step records; None: it does not
-        self._completed = False  # this step has gone through all its microbatches
         self._seconds = [0.0, 0.0]  # choosing, recording
 
     # ---- the loader
@@ -241,11 +240,9 @@ class RememberedScores:
         return choosing, recording
 
     def end_step(self, step: int, factor: Tensor | float | None = None) -> None:
-        """Enter what the step found out.
+        """Enter what step number ``step`` found out.
 
-        Args:
-            step: its number.
-            factor: see :meth:`~composer_edba.scoring.training_scores.TrainingScores.rows`.
+        For ``factor`` see :meth:`~composer_edba.scoring.training_scores.TrainingScores.rows`.
         """
         if self._recorded_indices is None:
             return
