@@ -7,16 +7,9 @@ from importlib import metadata
 
 import composer_edba
 
-# Distribution names of what the package works with.
-_PARTNERS = ("torch", "mosaicml", "pytorch-ignite")
-
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the version with ``--version``, else the versions of what EDBA can run in.
-
-    Args:
-        arguments: command line; None: the process's own.
-    """
+    """Print the version with ``--version``, else what EDBA can run in; ``arguments`` None: the process's own."""
     parser = argparse.ArgumentParser(
         prog="python -m composer_edba",
         description="Efficient Dynamic Batch Adaptation. Without arguments: what is installed.",
@@ -25,7 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"composer-edba {composer_edba.__version__}")
     parser.parse_args(arguments)
     print(f"composer-edba {composer_edba.__version__}")
-    for name in _PARTNERS:
+    for name in ("torch", "mosaicml", "pytorch-ignite"):  # what the package works with
         try:
             print(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:

@@ -1,7 +1,5 @@
-"""The engine: pool in, subset out. When a pool is scored, what is chosen, how large the next ones are, what is counted.
-
-Knows no framework. A training loop tells it about itself as a :class:`Loop`, gives it its loader by
-:meth:`Engine.draw_from` and each of the loader's batches by :meth:`Engine.choose`.
+"""The engine: pool in, subset out. A training loop of any framework tells it about itself as a :class:`Loop`, gives it
+its loader by :meth:`Engine.draw_from` and each of the loader's batches by :meth:`Engine.choose`.
 """
 
 from __future__ import annotations
@@ -33,15 +31,11 @@ __all__ = ["Engine", "LastSelection", "Loop", "Network", "step_generator"]
 
 # Distinguishes this package's random stream from others that are seeded from the same run.
 _STREAM = 0xEDBA
+_COUNTS = ("steps", "samples_scored", "samples_trained", "samples_drawn")
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """A stream that depends on seed and step alone: nothing to save, no global stream touched, equal on all ranks.
-
-    Args:
-        seed: of the run, >= 0.
-        step: number of the batch, >= 0.
-    """
+    """A stream for step ``step`` of a run with ``seed``, both >= 0: nothing to save, equal on all ranks."""
     entropy = np.random.SeedSequence([_STREAM, seed, step]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
 
@@ -55,14 +49,7 @@ class LastSelection(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """How a loop's network is run for scoring; see :class:`~composer_edba.scoring.forward.Scorer`.
-
-    Attributes:
-        model: holds the last layer; ``model(batch)`` gives the outputs.
-        loss: ``loss(outputs, batch)``, the mean over the samples.
-        prepare: turns a batch, or a part of it, into what the two take; None: nothing to do.
-        precision: gives the autocast context to run in.
-    """
+    """How a loop's network is run: the arguments of a call of :class:`~composer_edba.scoring.forward.Scorer`."""
 
     model: nn.Module
     loss: Callable[[Any, Any], Any]
@@ -71,14 +58,9 @@ class Network:
 
 
 class Loop(abc.ABC):
-    """What the engine asks of the training loop that it is in.
+    """What the engine asks of the training loop that it is in."""
 
-    Attributes:
-        derives: how a step's gradients are found with ``scoring="cached"``, see
-            :class:`~composer_edba.scoring.training_scores.TrainingScores`.
-    """
-
-    derives = False
+    derives = False  # see TrainingScores
 
     @abc.abstractmethod
     def device(self) -> torch.device:
@@ -131,24 +113,20 @@ class Engine:
         scorer: runs scoring forwards.
         remembered: the other source of scores, with ``scoring="cached"``; else None.
         steps: batches trained on so far.
-        figures: what is known of the last step, by name; margin, metrics and averages are missing if nothing was
-            chosen.
+        figures: what is known of the last step, by name; no margin, metrics and averages if nothing was chosen.
         last_selection: the data-set indices behind the last step; None if it did not choose, or there are no indices.
         samples_scored, samples_trained: totals over all ranks.
         samples_drawn: the same of all pools, ranks being even; of interest where not all that is drawn is loaded.
     """
 
     def __init__(self, settings: Mapping[str, Any], loop: Loop, loader_name: str = "the loader"):
-        self.settings = settings
-        self.loop = loop
-        self.pools = Pools("EDBA", loader_name)
+        self.settings, self.loop, self.pools = settings, loop, Pools("EDBA", loader_name)
         self.scorer = Scorer(settings["last_layer"], settings["scoring_batch_norm"])
         self._selector = SubsetSelector.from_settings(settings)
         self.remembered: RememberedScores | None = None
         if settings["scoring"] == "cached":
             self.remembered = RememberedScores(self._decide, self._scheduled, self._selector.figures, loop.derives)
-        self.steps = 0
-        self.samples_scored = self.samples_trained = self.samples_drawn = 0
+        self.steps = self.samples_scored = self.samples_trained = self.samples_drawn = 0
         self.figures: dict[str, float] = {}
         self.last_selection: LastSelection | None = None
         self._seed: int | None = None
@@ -168,10 +146,9 @@ class Engine:
         return self.steps == 0 and self._resume_from is None
 
     def draw_from(self, loader: Any, taken: int | None = None, *, redrawn: bool = True, spun: int = 0) -> Any:
-        """The loader to draw pools from: a resizable copy of ``loader``, which stays as it is.
+        """The loader to draw pools from: a resizable copy of ``loader``, which stays as it is, at every call a new one.
 
-        Called again, it gives a new copy; averages, sizes and counts go on. After :meth:`load_state_dict` it takes up
-        the saved state.
+        Averages, sizes and counts go on; after :meth:`load_state_dict` it takes up the saved state.
 
         Args:
             loader: a DataLoader; others come back as they are, with a warning that their batches keep their size.
@@ -180,8 +157,7 @@ class Engine:
             spun: passes before it that the loop begins only to restore the samplers.
 
         Raises:
-            ValueError: if the loader is empty, if ``scoring="cached"`` cannot tell its samples apart, or if what is
-                left of an interrupted pass cannot be told.
+            ValueError: if the loader is empty, or its samples (cached) or an interrupted pass's rest cannot be told.
         """
         saved, self._resume_from = self._resume_from, None
         if taken is None:
@@ -201,10 +177,8 @@ class Engine:
                 )
             assert twin is not None
             assert self.pools.sampler is not None
-            skipped = taken if redrawn else 0
-            self.remembered.install(
-                self.pools.sampler, twin.dataset, self.loop.device(), skipped=skipped, spun=spun if redrawn else 0
-            )
+            skipped, spun = (taken, spun) if redrawn else (0, 0)
+            self.remembered.install(self.pools.sampler, twin.dataset, self.loop.device(), skipped=skipped, spun=spun)
         if saved is None:
             self.pools.repeat(taken, first_size)
         else:
@@ -220,13 +194,8 @@ class Engine:
         least, most = settings["min_batch_size"], settings["max_batch_size"]
         if before is None and settings["batch_size_policy"] != "fixed":
             self.pools.warn_of_first_size(first_size, least, most)
-        policy = make_policy(
-            settings["batch_size_policy"],
-            first_size,
-            *self.pools.bounds(least, most),
-            ranks=world_size(),
-            options=settings["policy_options"],
-        )
+        word, options = settings["batch_size_policy"], settings["policy_options"]
+        policy = make_policy(word, first_size, *self.pools.bounds(least, most), ranks=world_size(), options=options)
         if before is not None and before is not policy:  # another loader goes on at the size of the first
             policy.load_state_dict(before.state_dict())
         self._selector.policy = policy
@@ -251,20 +220,15 @@ class Engine:
         """
         self._began, self._seconds = time.perf_counter(), 0.0
         size = batch_size(batch) if size is None else size
-        number = self.pools.next_batch(size)
         self.last_selection = None
-        batch = self._take(batch, number, size) if self.remembered else self._score(batch, number, size)
+        batch = (self._take if self.remembered else self._score)(batch, self.pools.next_batch(size), size)
         self.steps += 1
         return batch
 
     def end_step(self, factor: Tensor | float | None = None) -> float:
-        """The batch was trained on: enter what it found out.
+        """Enter what training on the batch found out; the share of the time since it arrived that EDBA took.
 
-        Args:
-            factor: see :meth:`~composer_edba.scoring.remembered.RememberedScores.end_step`.
-
-        Returns:
-            Share of the time since the batch arrived that went into scoring and selection.
+        For ``factor`` see :meth:`~composer_edba.scoring.training_scores.TrainingScores.rows`.
         """
         before = 0.0  # the batch arrived
         if self.remembered is not None:
@@ -282,13 +246,11 @@ class Engine:
             scores = gather_scores(self.run_scorer(self.scorer, batch), sizes)
             selection = self._decide(scores, sizes, self.steps, f"at batch {self.steps}")
             self.samples_scored += sum(sizes)
-            first = sum(sizes[: rank()])
-            mine = (selection.indices >= first) & (selection.indices < first + size)
-            kept = selection.indices[mine] - first
+            mine = selection.indices - sum(sizes[: rank()])
+            kept = mine[(mine >= 0) & (mine < size)]
         drawn = self.pools.indices(number, size)
-        subset_size = size if kept is None else len(kept)
-        trainable = self.loop.trainable(subset_size)
-        if trainable < subset_size:
+        trainable = self.loop.trainable(size if kept is None else len(kept))
+        if kept is not None or trainable < size:
             kept = (torch.arange(size) if kept is None else kept)[:trainable]
         if kept is not None and trainable < size:
             batch = index_batch(batch, kept, size)
@@ -307,13 +269,11 @@ class Engine:
     def _take(self, batch: Any, number: int, size: int) -> Any:
         """The batch holds what was chosen already; have the step record what it finds out about it."""
         assert self.remembered is not None
-        choice = self.remembered.take(number, size)
-        pool_size = choice.pool.shape[1]
-        indices = choice.subset
-        trainable = self.loop.trainable(size)
+        choice, trainable = self.remembered.take(number, size), self.loop.trainable(size)
+        indices = choice.subset[:, :trainable]
         if trainable < size:
             batch = index_batch(batch, torch.arange(trainable), size)
-            indices = indices[:, :trainable]
+        layer = None
         if self._in_span():
             layer = self.run_scorer(self.scorer.find_layer, batch)
             if self.scorer.positions > 1:
@@ -322,9 +282,7 @@ class Engine:
                     "sample (tokens, pixels): scoring='cached' keeps one row a sample. Use scoring='forward', or name "
                     "another layer as last_layer"
                 )
-            self.remembered.record(indices, layer)
-        else:
-            self.remembered.record(None, None)
+        self.remembered.record(None if layer is None else indices, layer)
         self.samples_trained += indices.size
         self.samples_drawn += choice.pool.size
         assert self.pools.distinct is not None
@@ -332,9 +290,8 @@ class Engine:
         figures = {**choice.figures, "samples_drawn": self.samples_drawn}
         if choice.figures:
             figures["score_age"] = self.steps - choice.recorded
-            pool, subset = (torch.from_numpy(rows[rank()]) for rows in (choice.pool, indices))
-            self.last_selection = LastSelection(pool, subset)
-        self._describe(pool_size, trainable, figures)
+            self.last_selection = LastSelection(*(torch.from_numpy(rows[rank()]) for rows in (choice.pool, indices)))
+        self._describe(choice.pool.shape[1], trainable, figures)
         return batch
 
     def _scheduled(self, number: int, step: int) -> bool:
@@ -343,8 +300,7 @@ class Engine:
         return step % interval == 0 and (interrupt == 0 or (number + 1) % interrupt != 0) and self._in_span()
 
     def _in_span(self) -> bool:
-        elapsed = self.loop.elapsed()
-        return elapsed is None or self.settings["start"] <= elapsed < self.settings["end"]
+        return (done := self.loop.elapsed()) is None or self.settings["start"] <= done < self.settings["end"]
 
     def _decide(self, scores: PoolScores, sizes: list[int], step: int, where: str) -> Selection:
         """Choose from the pool of all ranks by its scores, whatever their source, and size the next pools."""
@@ -364,21 +320,15 @@ class Engine:
 
     def run_scorer(self, scorer: Callable[..., Any], batch: Any) -> Any:
         """Call ``scorer``, a Scorer or its ``find_layer``, with the loop's network."""
-        network, most = self.loop.network(), self.loop.most_at_once()
+        network, most, limit = self.loop.network(), self.loop.most_at_once(), self.scorer.chunk_limit
         if most is not None:
-            limit = self.scorer.chunk_limit
             self.scorer.chunk_limit = most if limit is None else min(limit, most)
         return scorer(network.model, batch, network.loss, prepare=network.prepare, precision=network.precision)
 
     def _describe(self, pool_size: int, subset_size: int, figures: dict[str, float]) -> None:
-        self.figures = {
-            "batch_size": pool_size,
-            "subset_size": subset_size,
-            "samples_scored": self.samples_scored,
-            "samples_trained": self.samples_trained,
-            "nonfinite_steps": self._selector.nonfinite_steps,
-            **figures,
-        }
+        self.figures = {"batch_size": pool_size, "subset_size": subset_size, "samples_scored": self.samples_scored}
+        self.figures |= {"samples_trained": self.samples_trained, "nonfinite_steps": self._selector.nonfinite_steps}
+        self.figures |= figures
         if self.batch_size is not None:
             self.figures["target_batch_size"] = self.batch_size
         if self.pools.distinct is not None:
@@ -395,12 +345,9 @@ class Engine:
             "selector": self._selector.state_dict(),
             "pools": self.pools.state_dict(),
             "remembered": None if self.remembered is None else self.remembered.state_dict(),
-            "steps": self.steps,
             "seed": self._seed,
-            "samples_scored": self.samples_scored,
-            "samples_trained": self.samples_trained,
-            "samples_drawn": self.samples_drawn,
             "chunk_limit": self.scorer.chunk_limit,
+            **{name: getattr(self, name) for name in _COUNTS},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -414,7 +361,6 @@ class Engine:
         self.pools.load_state_dict(saved["pools"], taken, redrawn)
         if self.remembered is not None and saved["remembered"] is not None:
             self.remembered.load_state_dict(saved["remembered"])
-        for name in ("steps", "samples_scored", "samples_trained", "samples_drawn"):
+        for name in _COUNTS:
             setattr(self, name, saved[name])
-        self._seed = saved["seed"]
-        self.scorer.chunk_limit = saved["chunk_limit"]
+        self._seed, self.scorer.chunk_limit = saved["seed"], saved["chunk_limit"]

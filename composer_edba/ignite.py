@@ -36,26 +36,24 @@ class EDBAHandler:
     in ``engine.state.edba`` and, with the prefix ``edba/``, in ``engine.state.metrics``, where Ignite's loggers find
     them (``metric_names="all"``).
 
-    **Epochs.** When the size of the batches changes, so does their number in a pass, and Ignite counts epochs by
-    ``engine.state.epoch_length`` batches. So the engine draws from a resizable copy of the loader, and
-    ``epoch_length`` is unset while a batch is being fetched: Ignite then ends the epoch where the loader ends, as it
-    does for data of unknown length. Between fetches it holds the mean number of batches in an epoch so far, which
-    progress bars and checkpoints may read, and never the number that would end the epoch. Every epoch is one pass over
-    the data. An ``epoch_length`` of your own in ``trainer.run`` is left alone.
+    **Epochs.** Every epoch is one pass over the data, drawn from a resizable copy of the loader. The number of batches
+    in it changes with their size, so ``engine.state.epoch_length`` is unset while a batch is being fetched: Ignite then
+    ends the epoch where the loader ends. Between fetches it holds the mean number of batches in an epoch so far, which
+    progress bars and checkpoints may read, and never the number that would end the epoch. An ``epoch_length`` of your
+    own in ``trainer.run`` is left alone.
 
     Args:
         model: the network that the trainer trains, also inside of DistributedDataParallel (``idist.auto_model``).
         loss_fn: ``loss_fn(y_pred, y)``, a scalar: the mean over the samples.
-        optimizer: whose learning rate ``batch_size_policy="loss"`` goes by; give it where a schedule changes that. It
-            is checked to train this model, and never touched. None: the learning rate counts as constant.
-        prepare_batch: ``prepare_batch(batch, device=..., non_blocking=...)`` gives ``(x, y)``, as for
-            ``create_supervised_trainer``; it sees the pool for scoring and, in the trainer, the subset for training.
-            None: the batch is such a pair.
+        optimizer: whose learning rate ``batch_size_policy="loss"`` goes by, if a schedule changes it; checked to train
+            this model, and never touched. None: constant.
+        prepare_batch: ``prepare_batch(batch, device=..., non_blocking=...)`` gives ``(x, y)``, as this and the next
+            four do for ``create_supervised_trainer``; it sees the pool for scoring. None: the batch is such a pair.
         device: where the pool is moved for scoring. None: where the model is.
-        non_blocking: whether it is moved asynchronously.
-        model_fn: ``model_fn(model, x)``, as for ``create_supervised_trainer``. None: ``model(x)``.
-        model_transform: turns what the model gives into what the loss takes, as for ``create_supervised_trainer``.
-        precision: gives the context that the trainer's forward runs in; for ``amp_mode="amp"``
+        non_blocking: whether it is moved asynchronously. Default False.
+        model_fn: ``model_fn(model, x)``. None: ``model(x)``.
+        model_transform: turns what the model gives into what the loss takes. None: nothing to do.
+        precision: gives the context of the trainer's forward; for ``amp_mode="amp"``
             ``lambda: torch.autocast("cuda")``. None: none.
         settings: see :mod:`composer_edba.settings`; ``start`` and ``end`` are fractions of ``max_epochs`` or
             ``max_iters``.
@@ -87,19 +85,17 @@ class EDBAHandler:
     ):
         chosen = checked(settings, "ignite")
         if optimizer is not None:
-            _check_trains(optimizer, model)
-        self._prepare_batch = prepare_batch
-        self._non_blocking = non_blocking
-        self._model_fn = model_fn
-        self._model_transform = model_transform
+            parameters = {id(parameter) for parameter in model.parameters()}
+            if not any(id(p) in parameters for group in optimizer.param_groups for p in group["params"]):
+                raise ValueError(
+                    "optimizer holds none of the model's parameters: give EDBAHandler the model that this optimizer "
+                    "trains"
+                )
+        self._prepare_batch, self._non_blocking = prepare_batch, non_blocking
+        self._model_fn, self._model_transform = model_fn, model_transform
+        split, forward = self._split, self._forward
         self._loop = _HandlerLoop(
-            chosen,
-            model,
-            loss_fn,
-            split=self._split,
-            forward=self._forward,
-            precision=precision,
-            optimizer=optimizer,
+            chosen, model, loss_fn, split=split, forward=forward, precision=precision, optimizer=optimizer
         )
         self._pools = self._loop.engine.pools
         self._resizes = chosen["batch_size_policy"] != "fixed" or chosen["scoring"] == "cached"
@@ -109,22 +105,20 @@ class EDBAHandler:
         self._loader: Any = None  # what the engine draws from
         self._whole_passes = False  # whether epochs end here with the loader's passes
         self._written: int | None = None  # the epoch_length that was last set here
-        self._completed = 0  # epochs
-        self._resumed = False
-        self._fresh = True  # no epoch of this run has begun
+        self._completed, self._resumed = 0, False  # epochs; whether a state is to be taken up
+        self._fresh = self._first_batch = True  # no epoch of this run, and no batch of this epoch, has begun
         self._counter = 0  # Ignite's own, of batches in this epoch
-        self._first_batch = True
 
     def attach(self, trainer: Engine, loader: DataLoader) -> None:
         """Have ``trainer`` train on chosen subsets of ``loader``'s batches; then call ``trainer.run(loader, ...)``.
 
-        A loader that cannot be resized (``batch_size=None``, a batch sampler of its own, no DataLoader) gets selection
-        only, and a warning when the run starts. Handlers that change the batch at ``GET_BATCH_COMPLETED`` must be
-        attached before, those that log figures at ``ITERATION_COMPLETED`` after this one.
+        Handlers that change the batch at ``GET_BATCH_COMPLETED`` must be attached before, those that log figures at
+        ``ITERATION_COMPLETED`` after this one.
 
         Args:
             trainer: an Engine, for example from ``create_supervised_trainer``.
-            loader: the DataLoader that ``trainer.run`` will be given.
+            loader: the DataLoader that ``trainer.run`` will be given. One that cannot be resized (``batch_size=None``,
+                a batch sampler of its own, no DataLoader) gets selection only, and a warning when the run starts.
 
         Raises:
             TypeError: if ``trainer`` is no Engine.
@@ -141,8 +135,7 @@ class EDBAHandler:
                 "trainer is a DeterministicEngine, which draws all batches of a pass in advance, so their size cannot "
                 "follow the training: use an Engine, or EDBAHandler(..., batch_size_policy='fixed')"
             )
-        self._engine = trainer
-        self._given = loader
+        self._engine, self._given = trainer, loader
         self._show(trainer, {})
         trainer.add_event_handler(Events.STARTED, self._started)
         trainer.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
@@ -162,18 +155,13 @@ class EDBAHandler:
         It also holds where in the data the run is: a run resumed inside of an epoch goes on with the batches that were
         left. Random streams are not in it, nor in any other of Ignite's states but DeterministicEngine's.
         """
-        return {
-            **self._loop.state_dict(),
-            "whole_passes": self._whole_passes,
-            "epoch_length": self._written,
-            "completed": self._completed,
-        }
+        own = {"whole_passes": self._whole_passes, "epoch_length": self._written, "completed": self._completed}
+        return {**self._loop.state_dict(), **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave, when the trainer runs next. Its own state must be loaded too."""
         self._loop.engine.load_state_dict(state)
-        self._written = state["epoch_length"]
-        self._completed = state["completed"]
+        self._written, self._completed = state["epoch_length"], state["completed"]
         self._resumed = bool(state["whole_passes"])
 
     # ---- events
@@ -197,8 +185,7 @@ class EDBAHandler:
         if self._resumed and self._whole_passes:
             # Ignite divides iterations by epoch_length, and epochs of changing length are not told by that.
             engine.state.epoch = self._completed
-        self._resumed = False
-        self._completed = engine.state.epoch
+        self._resumed, self._completed = False, engine.state.epoch
 
     def _epoch_started(self, engine: Engine) -> None:
         self._loop.done = self._elapsed(engine)  # workers have their first batches chosen when the pass begins
@@ -206,8 +193,7 @@ class EDBAHandler:
         if self._fresh:  # Ignite begins to count where it believes the epoch was left
             length = engine.state.epoch_length
             self._counter = engine.state.iteration % length if length else engine.state.iteration
-        self._fresh = False
-        self._first_batch = True
+        self._fresh, self._first_batch = False, True
 
     def _get_batch_started(self, engine: Engine) -> None:
         self._loop.done = self._elapsed(engine)
@@ -256,33 +242,22 @@ class EDBAHandler:
         state.metrics.update({f"edba/{name}": value for name, value in figures.items()})
 
     def _set_length(self, engine: Engine, iterations: int, epochs: int) -> None:
-        """Set ``epoch_length`` to about the mean so far, such that nobody concludes more epochs than are over.
-
-        Args:
-            engine: the trainer.
-            iterations: batches so far.
-            epochs: whole epochs so far.
-        """
-        part = 0.0
-        if self._counter:
-            size = self._pools.shortest
-            part = min(1.0, self._pools.seen / size) if size else 1.0
+        """Set ``epoch_length`` to about the mean so far, such that nobody concludes more epochs than are over."""
+        size = self._pools.shortest
+        part = min(1.0, self._pools.seen / size if size else 1.0) if self._counter else 0.0
         mean = round(iterations / max(epochs + part, 1e-9)) if iterations else 0
-        least = iterations // (epochs + 1) + 1
         # A length that the counter reached would end the epoch.
-        self._written = max(mean, least, self._counter + 1)
+        self._written = max(mean, iterations // (epochs + 1) + 1, self._counter + 1)
         engine.state.epoch_length = self._written
 
     def _elapsed(self, engine: Engine) -> float:
         """Fraction of training done before this batch."""
-        state = engine.state
+        state, size = engine.state, self._pools.shortest
         if state.max_iters is not None:
             return state.iteration / state.max_iters
         if state.max_epochs is None:
             return 0.0
-        part, size = 0.0, self._pools.shortest
-        if self._whole_passes and size:
-            part = self._pools.seen / size
+        part = self._pools.seen / size if self._whole_passes and size else 0.0
         return (state.epoch - 1 + part) / state.max_epochs
 
     def _split(self, batch: Any) -> tuple[Any, Any]:
@@ -306,14 +281,6 @@ class _HandlerLoop(SupervisedLoop):
     @override
     def elapsed(self) -> float | None:
         return self.done
-
-
-def _check_trains(optimizer: Optimizer, model: nn.Module) -> None:
-    parameters = {id(parameter) for parameter in model.parameters()}
-    if not any(id(p) in parameters for group in optimizer.param_groups for p in group["params"]):
-        raise ValueError(
-            "optimizer holds none of the model's parameters: give EDBAHandler the model that this optimizer trains"
-        )
 
 
 def _length(loader: Any) -> int | None:

@@ -32,10 +32,8 @@ class SubsetLoader:
         loss_fn: ``loss_fn(outputs, target)``, a scalar: the mean over the samples.
         split: turns a batch into ``(inputs, target)`` on the model's device. None: the batch is such a pair.
         forward: ``forward(model, inputs)`` gives what the loss takes. None: ``model(inputs)``.
-        precision: gives the autocast context that the training forward runs in, for example
-            ``lambda: torch.autocast("cuda", dtype=torch.bfloat16)``. None: none.
-        optimizer: whose learning rate ``batch_size_policy="loss"`` goes by; give it where a schedule changes that.
-            None: the learning rate counts as constant.
+        precision: gives the autocast context of the training forward: ``lambda: torch.autocast("cuda")``. None: none.
+        optimizer: whose learning rate ``batch_size_policy="loss"`` goes by, if a schedule changes it. None: constant.
         settings: see :mod:`composer_edba.settings`.
 
     Raises:
@@ -63,14 +61,9 @@ class SubsetLoader:
         optimizer: Optimizer | None = None,
         **settings: Unpack[Settings],
     ):
+        chosen, split = checked(settings, "plain"), self._pair if split is None else split
         self._loop = SupervisedLoop(
-            checked(settings, "plain"),
-            model,
-            loss_fn,
-            split=self._pair if split is None else split,
-            forward=forward,
-            precision=precision,
-            optimizer=optimizer,
+            chosen, model, loss_fn, split=split, forward=forward, precision=precision, optimizer=optimizer
         )
         self._given = loader
         self._loader = self._loop.engine.draw_from(loader)
@@ -120,9 +113,7 @@ class SubsetLoader:
 
     def _pair(self, batch: Any) -> tuple[Any, Any]:
         if not isinstance(batch, (list, tuple)) or len(batch) != 2:
-            found = (
-                f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (list, tuple)) else type(batch).__name__
-            )
+            found = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, (list, tuple)) else "")
             raise ValueError(f"the batch is a {found}, not a pair (inputs, target): say by split= which is which")
         device = self._loop.device()
         inputs, target = (part.to(device) if hasattr(part, "to") else part for part in batch)

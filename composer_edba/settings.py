@@ -1,15 +1,13 @@
-"""Every argument of EDBA, once: name, type, default, range, meaning, and what the paper's preset changes.
-
-:class:`Settings` is the table. Signatures, ``help()``, range checks, the check of YAML files, the documentation's table
-and the hints after a misspelt name are made from it, so adding an argument is one entry. Imports no torch: a YAML file
-is checked before that is loaded.
+"""Every argument of EDBA, once, in :class:`Settings`: signatures, ``help()``, range checks, the check of YAML files and
+the documentation's table are made from it. Imports no torch: a YAML file is checked before that is loaded.
 """
 
 import ast
 import inspect
+import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -43,8 +41,7 @@ class Setting:
 
     Attributes:
         default: its default.
-        check: ``check(name, value)`` raises a ValueError or TypeError that names the argument, its value and what would
-            be right; None: anything goes, or the type's named choices alone.
+        check: ``check(name, value)`` raises a ValueError or TypeError; None: anything goes, or the named choices alone.
         paper: its value in the preset ``"paper"``, said even where it is the default, which may change; ``...``: no
             matter of the method, so the default.
         loops: where it can be set: ``"composer"``, ``"ignite"``, ``"plain"``.
@@ -64,7 +61,8 @@ class Setting:
     @property
     def choices(self) -> tuple[str, ...]:
         """The names that its type allows; empty if it has none."""
-        return tuple(choice for part in _alternatives(self.type) for choice in get_args(part) if _is_literal(part))
+        parts = [part for part in _alternatives(self.type) if get_origin(part) is Literal]
+        return tuple(choice for part in parts for choice in get_args(part))
 
 
 def _alternatives(annotation: Any) -> list[Any]:
@@ -73,31 +71,21 @@ def _alternatives(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _is_literal(annotation: Any) -> bool:
-    return get_origin(annotation) is Literal
-
-
 # ---- ranges
 
 
-def _whole(least: int) -> Check:
+def _number(is_right: Callable[[float], bool], wanted: str, kind: Any = int | float, words: str = "") -> Check:
     def check(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} is {value!r}: it must be an integer >= {least}")
-        if value < least:
-            raise ValueError(f"{name} is {value}: it must be at least {least}")
-
-    return check
-
-
-def _number(is_right: Callable[[float], bool], wanted: str) -> Check:
-    def check(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} is {value!r}: it must be a number, {wanted}")
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise TypeError(f"{name} is {value!r}: it must be {words or f'a number, {wanted}'}")
         if not is_right(value):
             raise ValueError(f"{name} is {value}: it must be {wanted}")
 
     return check
+
+
+def _whole(least: int) -> Check:
+    return _number(lambda v: v >= least, f"at least {least}", int, f"an integer >= {least}")
 
 
 _SHARE = _number(lambda v: 0 <= v <= 1, "between 0 and 1")
@@ -222,13 +210,12 @@ def table_of(settings: Any) -> dict[str, Setting]:
 def _texts_under(settings: Any) -> dict[str, str]:
     """The string under each entry, as one line; as for the attributes of any class, only the source has it."""
     try:
-        source = textwrap.dedent(inspect.getsource(settings))
+        tree: Any = ast.parse(textwrap.dedent(inspect.getsource(settings)))
     except (OSError, TypeError):
         return {}
-    body: list[Any] = ast.parse(source).body[0].body  # type: ignore[attr-defined]
     return {
         ast.unparse(entry.target): " ".join(ast.literal_eval(text.value).split())
-        for entry, text in pairwise(body)
+        for entry, text in pairwise(tree.body[0].body)
         if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
 
@@ -269,9 +256,8 @@ def checked(
     full = {
         name: entry.paper if preset == "paper" and entry.paper is not ... else entry.default
         for name, entry in table.items()
-        if name != "preset"
-    }
-    full.update((name, value) for name, value in given.items() if name != "preset")
+    } | dict(given)
+    full.pop("preset", None)
     (_check_together if together is None else together)(full)
     return full
 
@@ -290,16 +276,14 @@ def check_value(name: str, value: Any, table: Mapping[str, Setting] | None = Non
 
 
 def _check_together(full: Mapping[str, Any]) -> None:
-    if full["scoring"] == "cached" and full["scale_factor"] != 1:
-        raise ValueError(
-            f"scale_factor is {full['scale_factor']} and scoring is 'cached', which has no scoring forward to make "
-            "smaller: use scale_factor=1, or scoring='forward'"
-        )
-    if full["scoring"] == "cached" and full["scoring_batch_norm"] != "pool":
-        raise ValueError(
-            f"scoring_batch_norm is {full['scoring_batch_norm']!r} and scoring is 'cached', which has no scoring "
-            "forward: leave scoring_batch_norm out, or use scoring='forward'"
-        )
+    if full["scoring"] == "cached":
+        factor, norm, lacks = full["scale_factor"], full["scoring_batch_norm"], "'cached', which has no scoring forward"
+        if factor != 1:
+            what = f"{lacks} to make smaller: use scale_factor=1, or scoring='forward'"
+            raise ValueError(f"scale_factor is {factor} and scoring is {what}")
+        if norm != "pool":
+            what = f"{lacks}: leave scoring_batch_norm out, or use scoring='forward'"
+            raise ValueError(f"scoring_batch_norm is {norm!r} and scoring is {what}")
     if not full["start"] < full["end"]:
         raise ValueError(f"start is {full['start']} and end is {full['end']}: they must satisfy 0 <= start < end <= 1")
     check_batch_bounds(full)
@@ -308,18 +292,13 @@ def _check_together(full: Mapping[str, Any]) -> None:
 
 def check_batch_bounds(full: Mapping[str, Any]) -> None:
     """Raise a ValueError if the bounds of batch and subset contradict each other."""
-    min_batch_size, max_batch_size, min_subset_size = (
-        full[name] for name in ("min_batch_size", "max_batch_size", "min_subset_size")
-    )
-    if min_batch_size > max_batch_size:
-        raise ValueError(
-            f"min_batch_size is {min_batch_size} and max_batch_size is {max_batch_size}: the first must not exceed it"
-        )
-    if min_subset_size > max_batch_size:
-        raise ValueError(
-            f"min_subset_size is {min_subset_size} and max_batch_size is {max_batch_size}: no batch could ever be "
-            "chosen from; min_subset_size must not exceed max_batch_size"
-        )
+    most = full["max_batch_size"]
+    for name, why in (
+        ("min_batch_size", "the first must not exceed it"),
+        ("min_subset_size", "no batch could ever be chosen from; min_subset_size must not exceed max_batch_size"),
+    ):
+        if full[name] > most:
+            raise ValueError(f"{name} is {full[name]} and max_batch_size is {most}: {why}")
 
 
 def shown(arguments: Mapping[str, Any]) -> str:
@@ -338,14 +317,12 @@ def signature_of(
     """The signature of ``callable_`` with its ``**settings`` spelt out, as keyword arguments with their defaults."""
     table = SETTINGS if table is None else table
     plain = inspect.signature(callable_)
-    own = [p for p in plain.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    taken = [p.name for p in own]
-    spelt = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=entry.default, annotation=entry.type)
-        for name, entry in table.items()
-        if name not in taken and (loop is None or loop in entry.loops)
-    ]
-    return plain.replace(parameters=[*own, *spelt])
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = {name: p for name, p in plain.parameters.items() if p.kind is not p.VAR_KEYWORD}
+    for name, entry in table.items():
+        if name not in parameters and (loop is None or loop in entry.loops):
+            parameters[name] = inspect.Parameter(name, kind, default=entry.default, annotation=entry.type)
+    return plain.replace(parameters=list(parameters.values()))
 
 
 def documented(loop: str, table: Mapping[str, Setting] | None = None) -> Callable[[_Class], _Class]:
@@ -357,31 +334,21 @@ def documented(loop: str, table: Mapping[str, Setting] | None = None) -> Callabl
     def decorate(cls: _Class) -> _Class:
         full = signature_of(cls.__init__, loop, table)  # type: ignore[misc]
         cls.__signature__ = full.replace(parameters=list(full.parameters.values())[1:])  # type: ignore[attr-defined]
-        lines = []
-        for line in (cls.__doc__ or "").splitlines():
-            if line.strip().startswith("settings:"):
-                indent = line[: len(line) - len(line.lstrip())]
-                lines += [f"{indent}{entry}" for entry in _described(loop, table)]
-            else:
-                lines.append(line)
-        cls.__doc__ = "\n".join(lines)
+        taken = {name: entry for name, entry in (SETTINGS if table is None else table).items() if loop in entry.loops}
+        lines = [f"{name}: {entry.text} Default {entry.default!r}." for name, entry in taken.items()]
+        place = re.compile(r"^([ \t]*)settings:.*", re.MULTILINE)
+        cls.__doc__ = place.sub(lambda found: "\n".join(found[1] + line for line in lines), cls.__doc__ or "")
         return cls
 
     return decorate
-
-
-def _described(loop: str, table: Mapping[str, Setting] | None) -> Iterable[str]:
-    for name, entry in (SETTINGS if table is None else table).items():
-        if loop in entry.loops:
-            yield f"{name}: {entry.text} Default {entry.default!r}."
 
 
 def as_markdown(table: Mapping[str, Setting] | None = None) -> str:
     """The table for the documentation: argument, default, the paper's, meaning, where."""
     rows = ["| argument | default | paper's | meaning |", "|---|---|---|---|"]
     for name, entry in (SETTINGS if table is None else table).items():
-        paper = "the same" if entry.paper in (..., entry.default) else f"`{entry.paper!r}`"
-        paper = "none" if name == "preset" else paper
+        same = "none" if name == "preset" else "the same"
+        paper = same if entry.paper in (..., entry.default) else f"`{entry.paper!r}`"
         where = "" if entry.loops == _LOOPS else f" *Only in {' and '.join(map(str.capitalize, entry.loops))}.*"
         rows.append(f"| `{name}` | `{entry.default!r}` | {paper} | {entry.text}{where} |")
     return "\n".join(rows) + "\n"

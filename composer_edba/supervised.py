@@ -26,21 +26,13 @@ __all__ = ["SupervisedLoop"]
 class SupervisedLoop(Loop):
     """A network, a loss of its outputs and a target, and batches that hold inputs and target; with its engine.
 
-    With ``scoring="cached"`` the training's own forward is watched: what the network gives for a batch that was chosen
-    goes through the loss once more, by which the last layer's gradients are found whatever the loop does with its own
-    loss (gradient scaling, accumulation).
+    With ``scoring="cached"`` what the training's own forward gives goes through the loss once more, by which the last
+    layer's gradients are found whatever the loop does with its own loss (gradient scaling, accumulation).
 
     Args:
         settings: all of them.
-        model: the network, also inside of DistributedDataParallel.
-        loss_fn: ``loss_fn(outputs, target)``, a scalar: the mean over the samples.
+        model, loss_fn, forward, precision, optimizer: see :class:`~composer_edba.plain.SubsetLoader`.
         split: turns a pool, or a part of it, into ``(inputs, target)`` on the model's device.
-        forward: ``forward(model, inputs)`` gives what the loss takes; None: ``model(inputs)``.
-        precision: gives the autocast context that the training forward runs in; None: none.
-        optimizer: whose learning rate ``batch_size_policy="loss"`` goes by; None: taken as constant.
-
-    Attributes:
-        engine: chooses.
 
     Raises:
         ValueError: if the named last layer is none of the model's.
@@ -62,12 +54,8 @@ class SupervisedLoop(Loop):
         # DistributedDataParallel's own forward would broadcast buffers between ranks.
         self._model: nn.Module = model.module if isinstance(model, (DistributedDataParallel, DataParallel)) else model
         layer = settings["last_layer"]
-        if isinstance(layer, str):
-            layer = named_last_layer(self._model, layer)
-        self._settings = settings
-        self._loss_fn = loss_fn
-        self._split = split
-        self._forward = forward
+        layer = named_last_layer(self._model, layer) if isinstance(layer, str) else layer
+        self._settings, self._loss_fn, self._split, self._forward = settings, loss_fn, split, forward
         self._precision = contextlib.nullcontext if precision is None else precision
         self._optimizers = [] if optimizer is None else [optimizer]
         self._batch: Any = None  # what is trained on now
@@ -86,11 +74,7 @@ class SupervisedLoop(Loop):
         return self._batch
 
     def end_step(self) -> float:
-        """The batch was trained on; called twice, it does nothing more.
-
-        Returns:
-            Share of the time since the batch arrived that went into scoring and selection.
-        """
+        """The batch was trained on; see :meth:`~composer_edba.engine.Engine.end_step`. Twice, it does nothing more."""
         remembered, recorder = self.engine.remembered, self._recorder
         self._batch = None
         if remembered is not None and recorder is not None and sum(recorder.sizes) == 0:
@@ -119,16 +103,11 @@ class SupervisedLoop(Loop):
 
     @override
     def network(self) -> Network:
-        return Network(
-            _Whole(self._model, self._forward),
-            lambda outputs, parts: self._loss_fn(outputs, parts[1]),
-            self._prepare,
-            self._precision,
-        )
+        whole = _Whole(self._model, self._forward)
+        return Network(whole, lambda out, parts: self._loss_fn(out, parts[1]), self._prepare, self._precision)
 
     def _prepare(self, batch: Any) -> tuple[Any, Any]:
-        inputs, target = self._split(batch)
-        factor = self._settings["scale_factor"]
+        (inputs, target), factor = self._split(batch), self._settings["scale_factor"]
         return (inputs if factor == 1 else scaled_images(inputs, factor, what="the model's input")), target
 
     @override
@@ -172,8 +151,7 @@ class SupervisedLoop(Loop):
             return
         recorder.end_forward()
         size, done = batch_size(self._batch), sum(recorder.sizes)
-        first = done - recorder.sizes[-1]
-        inputs, target = self._split(index_batch(self._batch, slice(first, done), size))
+        inputs, target = self._split(index_batch(self._batch, slice(done - recorder.sizes[-1], done), size))
         if self._forward is not None:  # what the loss takes, made of the outputs that are there
             outputs = self._forward(_Recorded(self._model, outputs), inputs)
         with self._precision():
@@ -188,8 +166,7 @@ class _Whole(nn.Module):
 
     def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any] | None):
         super().__init__()
-        self.model = model
-        self._forward = forward
+        self.model, self._forward = model, forward
 
     def forward(self, parts: tuple[Any, Any]) -> Any:
         return self.model(parts[0]) if self._forward is None else self._forward(self.model, parts[0])

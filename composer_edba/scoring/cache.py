@@ -55,9 +55,7 @@ class ScoreCache:
         Args:
             indices: the samples, int64 (B,). Of one that comes twice the later row counts.
             rows: h, d and the loss side by side, float32 (B, F + C + 1), on the model's device.
-            step: number of the training step.
-            features: F.
-            bias: whether the last layer has a bias.
+            step, features, bias: number of the training step, F, and whether the last layer has a bias.
 
         Raises:
             ValueError: if the table fits neither on the device nor in the host's memory.
@@ -119,9 +117,8 @@ class ScoreCache:
         self._features, self._bias = state["features"], state["bias"]
         self.steps = np.frombuffer(zlib.decompress(state["steps"]), dtype=np.int64).copy()
         recorded = np.flatnonzero(self.steps >= 0)
-        rows = np.frombuffer(state["rows"], dtype=np.float32).reshape(len(recorded), state["columns"])
-        place = self._rows.device
-        self._rows[_index(recorded, place)] = torch.from_numpy(rows.copy()).to(place)
+        rows = np.frombuffer(state["rows"], dtype=np.float32).reshape(len(recorded), state["columns"]).copy()
+        self._rows[_index(recorded, self._rows.device)] = torch.from_numpy(rows).to(self._rows.device)
 
 
 def _index(indices: np.ndarray, device: torch.device) -> Tensor:

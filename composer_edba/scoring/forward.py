@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,10 +53,9 @@ class Scorer:
 
     A sample's gradient is B times its part of the gradient of the pool's mean loss: of a mean over samples, that of the
     sample's own loss. Of a mean over all positions (tokens, pixels) that count, with padding and ``ignore_index`` left
-    out, a sample with n of the pool's N counts B n / N times its own mean loss, as in training, where a longer sample
-    weighs more. The mean over the pool is then exactly the pool's gradient, and that over a subset the subset's
-    gradient times its samples' mean n over the pool's. In chunks the same holds for each chunk, as for Composer's
-    microbatches.
+    out, a sample with n of the pool's N counts B n / N times its own mean loss, as in training. The mean over the pool
+    is then exactly the pool's gradient, and that over a subset the subset's gradient times its samples' mean n over the
+    pool's. In chunks the same holds for each chunk, as for Composer's microbatches.
 
     Args:
         last_layer: the layer whose gradients count, a module or its name in the model; None: the Linear or 1x1
@@ -63,14 +63,13 @@ class Scorer:
         batch_norm: ``"pool"`` or ``"running"``, see :func:`without_side_effects`. Default ``"pool"``.
 
     Attributes:
-        chunk_limit: most samples in one forward, whose statistics batch normalisation uses; None: the whole pool.
-            Halved whenever memory runs out.
+        chunk_limit: most samples in one forward, whose statistics batch normalisation uses, halved whenever memory runs
+            out; None: the whole pool.
         least_samples: fewest in one forward: batch normalisation needs two, ghost batch normalisation a ghost batch.
     """
 
     def __init__(self, last_layer: nn.Module | str | None = None, batch_norm: BatchNormStatistics = "pool"):
-        self.last_layer = last_layer
-        self.batch_norm = batch_norm
+        self.last_layer, self.batch_norm = last_layer, batch_norm
         self.chunk_limit: int | None = None
         self.least_samples = 2
         self._layer: nn.Module | None = None
@@ -86,11 +85,10 @@ class Scorer:
         prepare: Callable[[Any], Any] | None = None,
         precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ) -> PoolScores:
-        """Score ``batch``, which is on the model's device.
+        """Score the B samples of ``batch``, which is on the model's device.
 
         Args:
-            model: the network that holds the last layer; ``model(batch)`` gives the outputs.
-            batch: B samples.
+            model, batch: the network that holds the last layer, and what ``model(batch)`` gives the outputs for.
             loss: ``loss(outputs, batch)``, a scalar that is the mean over the samples.
             prepare: turns each chunk into what the model and the loss take; None: nothing to do.
             precision: gives the autocast context to run in, if any.
@@ -109,7 +107,8 @@ class Scorer:
                 except RuntimeError as error:
                     chunk = max(balanced_parts(size, self.chunk_limit, self.least_samples))
                     smaller = max(self.least_samples, chunk // 2)
-                    if not _is_out_of_memory(error) or smaller in (chunk, self.chunk_limit):
+                    fits = not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error).lower()
+                    if fits or smaller in (chunk, self.chunk_limit):
                         raise
                     self.chunk_limit = smaller
                 # Outside the handler, whose traceback keeps the failed forward's tensors alive.
@@ -117,10 +116,7 @@ class Scorer:
                 warnings.warn(f"scoring ran out of memory and goes on in chunks of {self.chunk_limit}", stacklevel=2)
 
     def find_layer(self, model: nn.Module, batch: Any, loss: Callable[[Any, Any], Any], **context: Any) -> nn.Module:
-        """The layer whose gradients count, found and checked on a part of ``batch`` once a model, without scoring it.
-
-        Arguments and errors are those of a call.
-        """
+        """The layer whose gradients count, found on a part of ``batch`` once a model. Arguments, errors: a call's."""
         if self._checked is not model:
             with without_side_effects(model, self.batch_norm):
                 self._prepare(model, batch, batch_size(batch), _runner(model, loss, **context))
@@ -138,13 +134,12 @@ class Scorer:
         most = min(size, self.chunk_limit or size)
         probe_size = min(size, max(self.least_samples, min(most // 2, _PROBE_SIZE)))
         probe = index_batch(batch, torch.arange(probe_size), size)
-        if isinstance(self.last_layer, str):
-            self._layer = named_last_layer(model, self.last_layer)
-        elif self.last_layer is not None:
-            check_last_layer(model, self.last_layer)
-            self._layer = self.last_layer
-        else:
-            self._layer = find_last_layer(model, lambda: run(probe))
+        layer = self.last_layer
+        if isinstance(layer, str):
+            layer = named_last_layer(model, layer)
+        elif layer is not None:
+            check_last_layer(model, layer)
+        self._layer = find_last_layer(model, lambda: run(probe)) if layer is None else layer
         self._score(probe, probe_size, run)  # raises if shapes or loss do not fit
         self._check_mean(probe, probe_size, run)
         self._checked = model
@@ -153,16 +148,12 @@ class Scorer:
         """A mean over samples stays the same when each sample comes twice; a sum doubles."""
         assert self._layer is not None
         outputs: list[Tensor] = []
-
-        def record(module: nn.Module, args: Any, output: Tensor) -> None:
-            outputs.append(output)
-
-        def repeat(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            # The recorded outputs once more: a network that draws random numbers would give others.
-            return torch.cat([outputs.pop(0)] * 2)
-
         values = []
-        for hook, copies in ((record, 1), (repeat, 2)):
+        for copies, hook in (
+            (1, lambda module, args, output: outputs.append(output)),
+            # The recorded outputs once more: a network that draws random numbers would give others.
+            (2, lambda module, args, output: torch.cat([outputs.pop(0)] * 2)),
+        ):
             with self._layer.register_forward_hook(hook), torch.no_grad():
                 values.append(mean_loss(run(index_batch(probe, torch.arange(size).repeat(copies), size))))
         once, twice = torch.stack(values).tolist()
@@ -173,12 +164,10 @@ class Scorer:
         sizes = balanced_parts(size, self.chunk_limit, self.least_samples)
         if len(sizes) == 1:
             return self._score(batch, size, run)
-        parts, start = [], 0
-        for chunk in sizes:
-            part = self._score(index_batch(batch, slice(start, start + chunk), size), chunk, run)
+        parts: list[PoolScores] = []
+        for chunk, end in zip(sizes, itertools.accumulate(sizes), strict=True):
+            parts.append(self._score(index_batch(batch, slice(end - chunk, end), size), chunk, run))
             self._check_memory(size)  # longer sequences than the last pool's show in the first part
-            parts.append(part)
-            start += chunk
         inputs, output_grads = torch.cat([part.inputs for part in parts]), torch.cat([p.output_grads for p in parts])
         metrics = [part.model_metric * (chunk / size) for part, chunk in zip(parts, sizes, strict=True)]
         return PoolScores(inputs, output_grads, torch.stack(metrics).sum(), parts[0].bias)
@@ -190,10 +179,8 @@ class Scorer:
         check_score_memory(size, outputs[1:-1].numel(), inputs[-1], outputs[-1], device)
 
     def _score(self, batch: Any, size: int, run: Run) -> PoolScores:
-        layer = self._layer
+        layer, inputs, leaves = self._layer, [], []
         assert layer is not None
-        inputs: list[Tensor] = []
-        leaves: list[Tensor] = []
 
         def cut(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             """Start the autograd graph at this layer's output: what comes after it is part of the loss."""
@@ -226,12 +213,7 @@ class Scorer:
         return PoolScores(at_least_float32(h[0]), d[0], at_least_float32(value.detach()), layer.bias is not None)
 
 
-def _runner(
-    model: nn.Module,
-    loss: Callable[[Any, Any], Any],
-    prepare: Callable[[Any], Any] | None = None,
-    precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-) -> Run:
+def _runner(model: Any, loss: Any, prepare: Any = None, precision: Any = contextlib.nullcontext) -> Run:
     def run(chunk: Any) -> Any:
         chunk = chunk if prepare is None else prepare(chunk)
         with precision():
@@ -266,7 +248,3 @@ def mean_loss(value: Any) -> Tensor:
                 f"the loss has {found}: EDBA needs a scalar tensor, the mean over the samples (reduction='mean')"
             )
     return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum()
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()

@@ -23,21 +23,13 @@ def gather_scores(scores: PoolScores, sizes: list[int]) -> PoolScores:
     """
     if len(sizes) == 1:
         return scores
-    scores = _equally_long(scores, sum(sizes))
-    total = scores.model_metric * sizes[rank()]
-    dist.all_reduce(total)
-    inputs, output_grads = gather_rows(scores.inputs, sizes), gather_rows(scores.output_grads, sizes)
-    return PoolScores(inputs, output_grads, total / sum(sizes), scores.bias)
-
-
-def _equally_long(scores: PoolScores, samples: int) -> PoolScores:
-    """The scores with positions flattened, (B, T, F) and (B, T, C), and as many on every rank."""
-    inputs, output_grads = scores.inputs, scores.output_grads
-    device = inputs.device
-    positions = inputs[0, ..., 0].numel() if inputs.ndim > 2 else 0  # 0: a plain (B, F), alike on all ranks
+    tables, device, total = (scores.inputs, scores.output_grads), scores.inputs.device, scores.model_metric
+    positions = tables[0][0, ..., 0].numel() if tables[0].ndim > 2 else 0  # 0: a plain (B, F), alike on all ranks
     most = max(rank_sizes(positions, device))
-    check_score_memory(samples, max(1, most), inputs.shape[-1], output_grads.shape[-1], device)
-    if most == 0:
-        return scores
-    inputs, output_grads = (F.pad(rows.flatten(1, -2), (0, 0, 0, most - positions)) for rows in (inputs, output_grads))
-    return PoolScores(inputs, output_grads, scores.model_metric, scores.bias)
+    check_score_memory(sum(sizes), max(1, most), tables[0].shape[-1], tables[1].shape[-1], device)
+    total = total * sizes[rank()]
+    dist.all_reduce(total)
+    inputs, output_grads = (
+        gather_rows(F.pad(rows.flatten(1, -2), (0, 0, 0, most - positions)) if most else rows, sizes) for rows in tables
+    )
+    return PoolScores(inputs, output_grads, total / sum(sizes), scores.bias)

@@ -14,16 +14,10 @@ __all__ = ["find_last_layer", "is_linear_map", "named_last_layer", "positions_la
 
 def is_linear_map(module: nn.Module) -> bool:
     """Whether EDBA knows the per-sample gradient of ``module``: a Linear, or an ungrouped 1x1 convolution."""
-    if isinstance(module, nn.Linear):
-        return True
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return (
-            all(k == 1 for k in module.kernel_size)
-            and all(s == 1 for s in module.stride)
-            and module.groups == 1
-            and module.padding in ("valid", "same", (0,) * len(module.kernel_size))
-        )
-    return False
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return isinstance(module, nn.Linear)
+    plain = all(each == 1 for each in (*module.kernel_size, *module.stride, module.groups))
+    return plain and module.padding in ("valid", "same", (0,) * len(module.kernel_size))
 
 
 def positions_last(module: nn.Module, tensor: Tensor) -> Tensor:
@@ -73,23 +67,15 @@ def check_last_layer(model: nn.Module, layer: nn.Module) -> None:
 
 
 def find_last_layer(model: nn.Module, forward: Callable[[], Any]) -> nn.Module:
-    """The linear map that ``forward`` calls last. Order of execution, not of registration, tells which is last.
-
-    Args:
-        model: the network.
-        forward: runs it once on real inputs.
+    """The linear map of ``model`` that ``forward()``, which runs it on real inputs, calls last, wherever registered.
 
     Raises:
         ValueError: if no linear map was called; says which modules were seen and how to name one.
     """
     called: list[nn.Module] = []
-
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        called.append(module)
-
     with contextlib.ExitStack() as hooks, torch.no_grad():
         for module in filter(is_linear_map, model.modules()):
-            hooks.enter_context(module.register_forward_hook(note))
+            hooks.enter_context(module.register_forward_hook(lambda module, args, output: called.append(module)))
         forward()
     if not called:
         kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})

@@ -21,13 +21,11 @@ def check_score_memory(
 ) -> None:
     """Refuse a pool whose scores would not fit beside the training.
 
-    Scores are B T (F + C) float32 numbers; the inner products need no more than a fixed block on top.
+    They are B T (F + C) float32 numbers; the inner products need no more than a fixed block on top.
 
     Args:
-        samples: B.
-        positions: T, tokens or pixels at which the last layer is applied; 1 for a plain classifier.
-        features: F, inputs of the last layer.
-        classes: C, its outputs.
+        samples, positions: B and T, the tokens or pixels at which the last layer is applied; 1 for a plain classifier.
+        features, classes: F and C, inputs and outputs of the last layer.
         device: where the scores are.
         limit: most bytes; None: a fifth of the device's memory.
 
@@ -35,8 +33,7 @@ def check_score_memory(
         ValueError: names the sizes, and what would fit.
     """
     per_sample = 4 * positions * (features + classes)
-    if limit is None:
-        limit = _SHARE * (device_memory(device) or math.inf)
+    limit = _SHARE * (device_memory(device) or math.inf) if limit is None else limit
     if samples * per_sample <= limit:
         return
     raise ValueError(

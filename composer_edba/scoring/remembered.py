@@ -1,7 +1,5 @@
-"""Scores that training remembers: subsets chosen before they are loaded, by what earlier steps found out.
-
-A training step records its samples' last-layer gradients, and the batch sampler chooses from a pool of indices by
-them. There is no forward but the training's own, and what is not chosen is never loaded.
+"""Scores that training remembers: a step records its samples' last-layer gradients, and the batch sampler chooses by
+them from a pool of indices. There is no forward but the training's own, and what is not chosen is never loaded.
 """
 
 from __future__ import annotations
@@ -27,6 +25,8 @@ from composer_edba.scoring.training_scores import TrainingScores
 __all__ = ["Choice", "RememberedScores"]
 
 Decide = Callable[[PoolScores, list[int], int, str], Selection]
+Scheduled = Callable[[int, int], bool]
+Figures = Callable[[Selection], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Choice:
     Attributes:
         pool: data-set indices that were drawn, int64 (R, B), a row a rank.
         chosen: which of them are loaded, bool (R, B), as many a rank.
-        figures: what the choice is to be logged with; empty where the whole pool was taken without choosing.
-        recorded: mean number of the step at which the pool's scores were recorded; 0 without figures.
+        figures: what is logged of the choice; empty where the whole pool was taken without choosing.
+        recorded: mean step at which the pool's scores were recorded; 0 without figures.
     """
 
     pool: np.ndarray
@@ -60,22 +60,15 @@ class RememberedScores:
     Args:
         decide: ``decide(scores, sizes, pool, where)``: the subset of pool number ``pool`` of all that were ever drawn,
             by the scores of all ranks' samples, ``sizes`` of each; ``where`` says where for a warning.
-        scheduled: ``scheduled(number, pool)``: whether a subset of that pool is chosen, for batch ``number`` of the
-            pass.
-        figures: what a selection is to be logged with.
+        scheduled: ``scheduled(number, pool)``: whether a subset of it is chosen, for batch ``number`` of the pass.
+        figures: what is logged of a selection.
         derives: see :class:`~composer_edba.scoring.training_scores.TrainingScores`.
 
     Attributes:
         cache: what is known of each sample; None before :meth:`install`.
     """
 
-    def __init__(
-        self,
-        decide: Decide,
-        scheduled: Callable[[int, int], bool],
-        figures: Callable[[Selection], dict[str, float]],
-        derives: bool,
-    ):
+    def __init__(self, decide: Decide, scheduled: Scheduled, figures: Figures, derives: bool):
         self.cache: ScoreCache | None = None
         self._decide, self._scheduled, self._figures = decide, scheduled, figures
         self._training = TrainingScores(derives)
@@ -84,13 +77,12 @@ class RememberedScores:
         self._device = torch.device("cpu")
         self._pools = 0  # ever drawn, the number of the random stream
         self._passes_to_spin = 0  # passes that are begun only to restore the samplers
-        self._spinning = False
+        self._spinning = self._completed = False  # in such a pass; this step has gone through all its microbatches
         self._skipped = 0  # first batches of a pass that are drawn again only to be skipped
         self._replay: dict[int, tuple[np.ndarray, dict[str, float], float]] = {}
         self._masks: list[np.ndarray] = []  # what was chosen for each batch drawn in this pass
         self._choices: dict[int, Choice] = {}  # those of the batches that are still to come
         self._recorded_indices: np.ndarray | None = None  # of the samples that this step records; None: it does not
-        self._completed = False  # this step has gone through all of its microbatches
         self._seconds = [0.0, 0.0]  # choosing, recording
 
     # ---- the loader
@@ -101,18 +93,15 @@ class RememberedScores:
         """Choose in ``sampler`` from now on.
 
         Args:
-            sampler: that of the loader in use.
-            dataset: the loader's.
-            device: the model's.
-            skipped: batches of an interrupted pass that are drawn once more, to be skipped.
-            spun: passes before it that are begun only to restore the samplers.
+            sampler, dataset, device: the loader's sampler and data set, and the model's device.
+            skipped: batches of an interrupted pass that are drawn once more, to be skipped. Default 0.
+            spun: passes before it that are begun only to restore the samplers. Default 0.
         """
         self._training.unwatch()  # left by a fit that failed
         if self.cache is None or self._dataset is not dataset:
             self.cache = ScoreCache(len(dataset))
         self._dataset, self._sampler, self._device = dataset, sampler, device
-        self._replay = {}
-        self._skipped, self._passes_to_spin = skipped, spun
+        self._replay, self._skipped, self._passes_to_spin = {}, skipped, spun
         sampler.choose = self._choose
 
     def uninstall(self) -> None:
@@ -130,10 +119,7 @@ class RememberedScores:
             "mean_of_samples": self._training.mean_of_samples,
             "pool_sizes": [mask.shape[1] for mask in self._masks],
             "chosen": zlib.compress(np.packbits(masks).tobytes()),
-            "queue": [
-                [number, self._choices[number].figures, self._choices[number].recorded]
-                for number in sorted(self._choices)
-            ],
+            "queue": [[number, choice.figures, choice.recorded] for number, choice in sorted(self._choices.items())],
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -146,13 +132,12 @@ class RememberedScores:
         if self._skipped == 0:
             return
         queue = {number: (figures, recorded) for number, figures, recorded in saved["queue"]}
-        ranks, sizes = world_size(), saved["pool_sizes"]
         packed = np.frombuffer(zlib.decompress(saved["chosen"]), dtype=np.uint8)
-        bits, start = np.unpackbits(packed, count=ranks * sum(sizes)).astype(bool), 0
-        for number, size in enumerate(sizes):
-            mask = bits[start : start + ranks * size].reshape(ranks, size)
+        ranks, sizes = world_size(), saved["pool_sizes"]
+        bits = np.unpackbits(packed, count=ranks * sum(sizes)).astype(bool)
+        for number, (size, end) in enumerate(zip(sizes, itertools.accumulate(sizes), strict=True)):
+            mask = bits[ranks * (end - size) : ranks * end].reshape(ranks, size)
             self._replay[number] = (mask, *queue.get(number, ({}, 0.0)))
-            start += ranks * size
 
     # ---- choosing, inside of the loader's iterator
 
@@ -160,9 +145,8 @@ class RememberedScores:
         began = time.perf_counter()
         if number == 0:
             self._spinning = self._passes_to_spin > 0
-            if self._spinning:
-                self._passes_to_spin -= 1
-            else:
+            self._passes_to_spin -= self._spinning
+            if not self._spinning:
                 self._masks, self._choices = [], {}
         if self._spinning:
             return pool
@@ -187,43 +171,34 @@ class RememberedScores:
                 f"the loader's sampler gives {pool[0]!r} and the like: scoring='cached' needs indices from 0 to "
                 f"{self.cache.size - 1}, the data set's length less 1. Use scoring='forward'"
             )
-        mine = mine.astype(np.int64)
-        ranks = world_size()
-        if ranks == 1:
-            return mine.reshape(1, -1)
-        rows = gather_rows(torch.from_numpy(mine).to(self._device), [len(mine)] * ranks)
-        return rows.cpu().numpy().reshape(ranks, -1)
+        mine, ranks = mine.astype(np.int64), world_size()
+        if ranks > 1:
+            mine = gather_rows(torch.from_numpy(mine).to(self._device), [len(mine)] * ranks).cpu().numpy()
+        return mine.reshape(ranks, -1)
 
     def _select(self, number: int, pools: np.ndarray) -> tuple[np.ndarray, dict[str, float], float]:
-        cache = self.cache
+        cache, pool, indices = self.cache, self._pools, pools.ravel()
         assert cache is not None
-        chosen, indices = np.ones(pools.shape, dtype=bool), pools.ravel()
-        pool = self._pools
         self._pools += 1
         if not self._scheduled(number, pool) or not cache.knows(indices):
-            return chosen, {}, 0.0
+            return np.ones(pools.shape, dtype=bool), {}, 0.0
         ranks, size = pools.shape
         selection = self._decide(cache.scores(indices, self._device), [size] * ranks, pool, f"at pool {pool}")
-        chosen = np.zeros(indices.shape, dtype=bool)
-        chosen[selection.indices.numpy()] = True
-        return chosen.reshape(pools.shape), self._figures(selection), float(cache.steps[indices].mean())
+        chosen = np.zeros(pools.shape, dtype=bool)
+        chosen.flat[selection.indices.numpy()] = True
+        return chosen, self._figures(selection), float(cache.steps[indices].mean())
 
     # ---- a training step
 
     def take(self, number: int, samples: int) -> Choice:
-        """The choice behind batch ``number`` of the pass, which the loop has just got.
-
-        Args:
-            number: from 0.
-            samples: how many it holds.
+        """The choice behind batch ``number``, from 0, of the pass, which the loop has just got, of ``samples`` samples.
 
         Raises:
             ValueError: if they are not those that were chosen.
         """
         self.forget_resumption()
-        for earlier in [n for n in self._choices if n < number]:  # skipped
-            del self._choices[earlier]
-        choice = self._choices.pop(number)
+        choice = self._choices[number]
+        self._choices = {later: each for later, each in self._choices.items() if later > number}  # others: skipped
         if samples != choice.subset.shape[1]:
             raise ValueError(
                 f"the batch holds {samples} samples, and {choice.subset.shape[1]} were drawn for it: scoring='cached' "
@@ -237,12 +212,7 @@ class RememberedScores:
         self._replay, self._skipped = {}, 0
 
     def record(self, indices: np.ndarray | None, layer: nn.Module | None) -> None:
-        """Have this step record what it finds out.
-
-        Args:
-            indices: data-set indices of its samples, (R, k); None: it does not record.
-            layer: the last layer; None where nothing is recorded.
-        """
+        """Have this step record what the last layer gives for its samples, data-set indices (R, k); None: nothing."""
         self._recorded_indices, self._completed = indices, False
         if layer is None:
             self._training.unwatch()
@@ -251,10 +221,8 @@ class RememberedScores:
 
     @property
     def recorder(self) -> TrainingScores | None:
-        """What the present step's microbatches go through; None: it does not record, or has gone through all of them.
-
-        Of several runs through one step's microbatches (SAM's) the first counts: its weights are those of the step.
-        """
+        """What the step's microbatches go through; None: it does not record, or has gone through all of them."""
+        # Of several runs through a step's microbatches (SAM's) the first counts: its weights are those of the step.
         return None if self._recorded_indices is None or self._completed else self._training
 
     @property
@@ -268,15 +236,13 @@ class RememberedScores:
 
     def take_seconds(self) -> tuple[float, float]:
         """How long choosing and recording took since the last call; without the hooks inside of the forward."""
-        seconds, self._seconds = self._seconds, [0.0, 0.0]
-        return seconds[0], seconds[1]
+        (choosing, recording), self._seconds = self._seconds, [0.0, 0.0]
+        return choosing, recording
 
     def end_step(self, step: int, factor: Tensor | float | None = None) -> None:
-        """Enter what the step found out.
+        """Enter what step number ``step`` found out.
 
-        Args:
-            step: its number.
-            factor: see :meth:`~composer_edba.scoring.training_scores.TrainingScores.rows`.
+        For ``factor`` see :meth:`~composer_edba.scoring.training_scores.TrainingScores.rows`.
         """
         if self._recorded_indices is None:
             return
@@ -291,11 +257,6 @@ class RememberedScores:
                     f"{len(rows)} samples went through last_layer in a batch of {samples}: scoring='cached' needs one "
                     "row a sample. Use scoring='forward'"
                 )
-            self.cache.record(
-                indices.ravel(),
-                gather_rows(rows, [samples] * ranks),
-                step,
-                features=self._training.features,
-                bias=self._training.bias,
-            )
+            rows, training = gather_rows(rows, [samples] * ranks), self._training
+            self.cache.record(indices.ravel(), rows, step, features=training.features, bias=training.bias)
         self._seconds[1] += time.perf_counter() - began

@@ -15,17 +15,15 @@ __all__ = ["sample_losses"]
 
 
 def sample_losses(loss: Callable[[Any, Any], Any], outputs: Any, batch: Any, size: int) -> Tensor | None:
-    """The losses of ``size`` batches of one sample each: ``loss`` mapped over the samples by torch.func.vmap.
+    """The losses of ``size`` batches of one sample each, float32 (B,), without a graph.
+
+    The loss is mapped over the samples by torch.func.vmap; None if it cannot be: it looks at values, works in place,
+    draws random numbers, or does not take a batch of one.
 
     Args:
         loss: ``loss(outputs, batch)``, the mean over the samples.
-        outputs: the network's outputs; tensors in it whose first dimension is ``size`` hold the samples.
-        batch: the batch, in the same way.
+        outputs, batch: the network's outputs and the batch; tensors whose first dimension is ``size`` hold the samples.
         size: B.
-
-    Returns:
-        float32 (B,), without a graph; None if the loss cannot be mapped: it looks at values, works in place, draws
-        random numbers, or does not take a batch of one.
     """
     leaves, structure = pytree.tree_flatten((outputs, batch))
     mapped = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == size for leaf in leaves]

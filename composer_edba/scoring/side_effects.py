@@ -79,24 +79,18 @@ def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 @contextlib.contextmanager
 def _preserved_random_streams() -> Iterator[None]:
-    python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+    python, numpy_state = random.getstate(), np.random.get_state()
     try:
-        yield
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+            yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy_state)
-        torch.set_rng_state(cpu)
-        for device, state in cuda:
-            torch.cuda.set_rng_state(state, device)
 
 
 @contextlib.contextmanager
 def _eager() -> Iterator[None]:
     """Keep a compiled model from compiling a second graph for scoring; costs nothing where nothing is compiled."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
+    compiled = "torch._dynamo" in sys.modules
+    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         yield

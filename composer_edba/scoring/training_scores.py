@@ -48,9 +48,7 @@ class TrainingScores:
         self._layer: nn.Module | None = None
         self._handle: Any = None
         self._parts: list[_Microbatch] = []
-        self._open = False
-        self._was_called = False
-        self._recompiled = False
+        self._open = self._was_called = self._recompiled = False
 
     def watch(self, layer: nn.Module) -> None:
         """Put a hook on ``layer``, unless there is one; on another layer it is taken off."""
@@ -65,8 +63,8 @@ class TrainingScores:
         """Leave no hook and no tensor behind."""
         if self._handle is not None:
             self._handle.remove()
-        self._layer, self._handle, self._parts, self._open = None, None, [], False
-        self._was_called = self._recompiled = False
+        self._layer, self._handle, self._parts = None, None, []
+        self._open = self._was_called = self._recompiled = False
 
     def begin_step(self) -> None:
         """Forget the last step, or the part of this one that ran out of memory."""
@@ -97,34 +95,26 @@ class TrainingScores:
     def end_loss(self, value: Any) -> None:
         """The microbatch's loss is ``value``, the mean over its samples, for all of which it stands if need be."""
         part, mean = self._parts[-1], mean_loss(value)
-        if self._derives:
-            self._derive(part, mean)
+        if self._derives and part.output is not None and part.inputs is not None:
+            assert self._layer is not None
+            (grad,) = torch.autograd.grad(mean, part.output, retain_graph=True, allow_unused=True)
+            part.output = None
+            if grad is not None:
+                grad = single_position(self._layer, grad).detach()
+                part.output_grads = grad.to(torch.float32, copy=True) * len(part.inputs)
         wanted = mean.detach().float()
-        if part.losses is not None and self.mean_of_samples is None:
-            mean_of_losses, loss = float(part.losses.mean()), float(wanted)
-            if math.isfinite(loss):
-                self.mean_of_samples = abs(mean_of_losses - loss) <= 1e-3 * abs(loss) + 1e-6
+        if part.losses is not None and self.mean_of_samples is None and math.isfinite(loss := float(wanted)):
+            self.mean_of_samples = abs(float(part.losses.mean()) - loss) <= 1e-3 * abs(loss) + 1e-6
         if part.losses is None or not self.mean_of_samples:
             part.losses = wanted
-
-    def _derive(self, part: _Microbatch, mean: Tensor) -> None:
-        if part.output is None or part.inputs is None:
-            return
-        assert self._layer is not None
-        (grad,) = torch.autograd.grad(mean, part.output, retain_graph=True, allow_unused=True)
-        part.output = None
-        if grad is not None:
-            grad = single_position(self._layer, grad).detach()
-            part.output_grads = grad.to(torch.float32, copy=True) * len(part.inputs)
 
     def rows(self, factor: Tensor | float | None) -> Tensor | None:
         """h, d and the loss of the step's samples side by side, in their order, float32 (B, F + C + 1).
 
+        None for one step of a network that was compiled without the hook, which is compiled anew.
+
         Args:
             factor: d is the gradient of the scaled training loss times this; None: it was derived.
-
-        Returns:
-            The rows; None for one step of a network that was compiled without the hook, which is compiled anew.
 
         Raises:
             ValueError: if the layer was not called, or the loss does not depend on it.
@@ -141,17 +131,15 @@ class TrainingScores:
                 what = "was not called in the training forward" if part.inputs is None else "got no gradient"
                 raise ValueError(f"last_layer ({type(self._layer).__name__}) {what}: name another layer")
             assert part.losses is not None
-            losses = part.losses.expand(len(part.inputs)).unsqueeze(1)
             grads = part.output_grads if factor is None else part.output_grads * factor
-            rows.append(torch.cat([part.inputs, grads, losses], 1))
+            rows.append(torch.cat([part.inputs, grads, part.losses.expand(len(part.inputs)).unsqueeze(1)], 1))
         return torch.cat(rows)
 
     @property
     def features(self) -> int:
         """F, the layer's inputs a sample."""
-        layer = self._layer
-        assert layer is not None
-        return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)  # type: ignore[arg-type]
+        assert self._layer is not None
+        return int(getattr(self._layer, "in_features" if isinstance(self._layer, nn.Linear) else "in_channels"))
 
     @property
     def bias(self) -> bool:
