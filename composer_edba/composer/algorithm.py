@@ -28,6 +28,9 @@ from composer_edba.settings import SETTINGS, Settings, checked, documented, show
 
 __all__ = ["EDBA"]
 
+# Handled with scoring="cached" only.
+_ONLY_CACHED = (Event.BEFORE_TRAIN_BATCH, Event.AFTER_FORWARD, Event.BEFORE_LOSS, Event.AFTER_LOSS, Event.FIT_END)
+
 
 @documented("composer")
 class EDBA(EventAlgorithm):
@@ -73,24 +76,9 @@ class EDBA(EventAlgorithm):
         self._engine = Engine(full, self._loop, "train_dataloader")
         self._length = EpochLength(self._engine.pools)
         self._cache_logged = False
-        self._handlers = {
-            Event.INIT: self._init,
-            Event.FIT_START: self._fit_start,
-            Event.EPOCH_START: self._epoch_start,
-            Event.BEFORE_DATALOADER: self._estimate_length,
-            Event.AFTER_DATALOADER: self._after_dataloader,
-            Event.BEFORE_FORWARD: self._before_forward,
-            Event.AFTER_TRAIN_BATCH: self._after_train_batch,
-            Event.BATCH_END: self._batch_end,
-        }
-        if self._engine.remembered is not None:
-            self._handlers |= {
-                Event.BEFORE_TRAIN_BATCH: self._before_train_batch,
-                Event.AFTER_FORWARD: self._after_forward,
-                Event.BEFORE_LOSS: self._before_loss,
-                Event.AFTER_LOSS: self._after_loss,
-                Event.FIT_END: self._fit_end,
-            }
+        if self._engine.remembered is None:
+            for event in _ONLY_CACHED:
+                del self._handlers[event]
 
     @classmethod
     def paper(cls, **overrides: Unpack[Settings]) -> EDBA:
@@ -180,7 +168,7 @@ class EDBA(EventAlgorithm):
         self._engine.begin_pass()
         self._length.open(state)
 
-    def _estimate_length(self, state: State, logger: Logger) -> None:
+    def _before_dataloader(self, state: State, logger: Logger) -> None:
         self._length.estimate(state)
 
     def _after_dataloader(self, state: State, logger: Logger) -> None:

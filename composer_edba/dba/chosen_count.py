@@ -14,9 +14,8 @@ class ChosenCountPolicy:
     """Sizes the batch such that the mean number that a layer chose in the last ``window`` batches is ``target`` of it.
 
     EDBA's paper says that DBA's batch size came from the historical number of chosen gradients, and gives no rule; this
-    is ours. Only batches count that were drawn for the present size: not those from before the last change. Their
-    shares count, since a pass's batches may be smaller, to be even. The window begins anew after each change, so that
-    the size does not flap.
+    is ours. Only batches drawn for the present size count, by their shares, since a pass's batches may be smaller, to
+    be even. The window begins anew after each change, so that the size does not flap.
 
     Attributes:
         size: size of the batches drawn from now on; the first one is moved into the bounds.
@@ -40,19 +39,14 @@ class ChosenCountPolicy:
         self.load_state_dict({"size": self.size, "window": []})
 
     def update(self, chosen: float, batch_size: int, asked: int) -> int:
-        """Take in a batch of ``batch_size`` samples, drawn for the size ``asked``; the size for the next ones.
-
-        ``chosen`` of its samples, averaged over the layers, were chosen.
-        """
-        if asked != self.size:
-            return self.size
-        self._shares.append(chosen / batch_size)
-        if len(self._shares) == self.window:
+        """Take in a batch drawn for the size ``asked``, whose layers chose ``chosen`` samples on average; the size now."""
+        if asked == self.size:
+            self._shares.append(chosen / batch_size)
             ratio = sum(self._shares) / self.window / self.target
-            if not 1 / self.tolerance <= ratio <= self.tolerance:
-                proposed = self._bounded(round(self.size * min(max(ratio, 1 / self.factor), self.factor)))
-                if proposed != self.size:
-                    self.size = proposed
+            if len(self._shares) == self.window and not 1 / self.tolerance <= ratio <= self.tolerance:
+                before = self.size
+                self.size = self._bounded(round(before * min(max(ratio, 1 / self.factor), self.factor)))
+                if self.size != before:
                     self._shares.clear()
         return self.size
 
