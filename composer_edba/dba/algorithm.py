@@ -96,15 +96,10 @@ class DBA(EventAlgorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on bitwise as an uninterrupted one: plain values."""
-        return {
-            **super().state_dict(),
-            "selector": self._selector.state_dict(),
-            "policy": None if self._policy is None else self._policy.state_dict(),
-            "pools": self._pools.state_dict(),
-            "samples_drawn": self.samples_drawn,
-            "samples_chosen": self.samples_chosen,
-            "learned_limit": self._microbatches.learned_limit,
-        }
+        policy = None if self._policy is None else self._policy.state_dict()
+        parts = {"selector": self._selector.state_dict(), "policy": policy, "pools": self._pools.state_dict()}
+        counts = {"samples_drawn": self.samples_drawn, "samples_chosen": self.samples_chosen}
+        return {**super().state_dict(), **parts, **counts, "learned_limit": self._microbatches.learned_limit}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
         """Take up what :meth:`state_dict` gave, at the next FIT_START: loader and policy do not exist before."""
@@ -136,7 +131,12 @@ class DBA(EventAlgorithm):
         if saved is None:
             self._pools.repeat(taken, first_size)
         else:
-            self._take_up(saved, taken)
+            self._selector.load_state_dict(saved["selector"])
+            if self._policy is not None and saved["policy"] is not None:
+                self._policy.load_state_dict(saved["policy"])
+            self._pools.load_state_dict(saved["pools"], taken)
+            self.samples_drawn, self.samples_chosen = saved["samples_drawn"], saved["samples_chosen"]
+            self._microbatches.learned_limit = saved["learned_limit"]
         self._pools.resize(self.batch_size)
         self._length.install(state, loader if twin is None else twin)
 
@@ -244,14 +244,6 @@ class DBA(EventAlgorithm):
         if before is not None:  # a second fit goes on at the size of the first
             self._policy.load_state_dict(before.state_dict())
 
-    def _take_up(self, saved: dict[str, Any], taken: int) -> None:
-        self._selector.load_state_dict(saved["selector"])
-        if self._policy is not None and saved["policy"] is not None:
-            self._policy.load_state_dict(saved["policy"])
-        self._pools.load_state_dict(saved["pools"], taken)
-        self.samples_drawn, self.samples_chosen = saved["samples_drawn"], saved["samples_chosen"]
-        self._microbatches.learned_limit = saved["learned_limit"]
-
     def _count(self, subsets: LayerSubsets, samples: int) -> dict[str, float]:
         """Enter a step into the counts; what is logged of it."""
         sizes, used = subsets.sizes.double(), subsets.members.any(0)
@@ -259,19 +251,15 @@ class DBA(EventAlgorithm):
         self.samples_chosen += float(sizes.mean())
         if self._dataset_indices is not None:
             self._pools.mark(self._dataset_indices[used], [int(used.sum())], used.device)
+        chosen = {"chosen": sizes.mean(), "chosen_least": sizes.min(), "chosen_most": sizes.max()}
         figures = {
             "batch_size": samples,
-            "chosen": float(sizes.mean()),
-            "chosen_least": float(sizes.min()),
-            "chosen_most": float(sizes.max()),
+            **{name: float(value) for name, value in chosen.items()},
             "used": int(used.sum()),
             "margin": float(subsets.margins.median()),
             "model_metric": self._loss / samples,
-            "model_average": self._selector.model_average,
-            "samples_drawn": self.samples_drawn,
-            "samples_chosen": self.samples_chosen,
-            "distinct_samples": self.distinct_samples,
-            "nonfinite_steps": self._selector.nonfinite_steps,
+            **{name: getattr(self._selector, name) for name in ("model_average", "nonfinite_steps")},
+            **{name: getattr(self, name) for name in ("samples_drawn", "samples_chosen", "distinct_samples")},
         }
         return {name: value for name, value in figures.items() if value is not None}
 

@@ -28,8 +28,7 @@ class LayerSubsets:
 
     Attributes:
         members: which samples, bool (L, B), on the CPU.
-        gradient_metrics: G_l(S_l), the norms of the layers' mean gradients over their subsets, float64 (L,).
-        margins: equation 1 for them, float64 (L,); 0 where a layer has no average yet.
+        gradient_metrics, margins: G_l(S_l) and equation 1 for it, 0 where a layer has no average yet, float64 (L,).
         finite: False if the loss or a gradient was NaN or infinite; then every layer has the whole batch.
     """
 
@@ -128,10 +127,9 @@ def search_subsets(
 class LayerSubsetSelector:
     """Chooses the layers' subsets step after step: the search and the running averages around it.
 
-    On the first step, and for a layer that was not there before, the subset is the whole batch and starts the average.
+    The first subset of a layer is the whole batch and starts the average. Settings: :mod:`composer_edba.dba.settings`.
 
     Attributes:
-        ema_decay, min_subset_size, search, guide, criterion: as DBA's, see :mod:`composer_edba.dba.settings`.
         model_average: M̄; None before the first finite step.
         gradient_averages: Ḡ_l by the name of the layer.
         nonfinite_steps: batches so far whose loss or gradients were NaN or infinite.
@@ -149,12 +147,9 @@ class LayerSubsetSelector:
     def select(
         self, names: Sequence[str], inner_products: Tensor, model_metric: float, generator: torch.Generator
     ) -> LayerSubsets:
-        """Choose a subset for each layer, then take its metrics into the averages.
+        """Choose a subset for each of the layers ``names``, then take its metrics into the averages.
 
-        Args:
-            names: of the L layers.
-            inner_products, model_metric: as for :func:`search_subsets`.
-            generator: CPU generator, for ``criterion="random"``.
+        ``generator``, on the CPU, is for ``criterion="random"``; the rest is as for :func:`search_subsets`.
         """
         products = inner_products.to("cpu", torch.float64)
         # A sum is finite only if every term is.
