@@ -44,18 +44,17 @@ class DBA(EventAlgorithm):
     "Dynamic Batch Adaptation", arXiv 2208.00815, of which we could read the abstract alone; docs/dba.md says what is
     ours.
 
-    Runs on ``Event.AFTER_TRAIN_BATCH``, before all other algorithms: gradient clipping sees the chosen gradients. One
-    rank only. Samples must not mix (no batch normalisation), and each layer must be a module that is called, with the
-    batch first; the first batch shows what is not so, and it is refused by name. Resumed runs go on bitwise, under the
-    conditions that :class:`~composer_edba.EDBA` states.
+    Runs on ``Event.AFTER_TRAIN_BATCH``, before all other algorithms: gradient clipping sees the chosen gradients.
+    Microbatches and mixed precision are those of training. One rank only. Samples must not mix (no batch
+    normalisation), and each layer must be a module that is called, with the batch first; the first batch shows what is
+    not, and it is refused by name. Resumed runs go on bitwise, under :class:`~composer_edba.EDBA`'s conditions.
 
     Args:
         settings: see :mod:`composer_edba.dba.settings`.
 
     Attributes:
         chosen: the last batch's subsets, by the name of the layer: positions in the batch, ascending.
-        samples_drawn: samples in all batches so far.
-        samples_chosen: how many of them a layer chose, averaged over the layers.
+        samples_drawn, samples_chosen: samples so far, and how many of them a layer chose, averaged over the layers.
 
     Raises:
         ValueError: an argument is out of its range; later, network, ranks or algorithms rule out per-sample gradients.

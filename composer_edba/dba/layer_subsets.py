@@ -85,14 +85,11 @@ def search_subsets(
     own = products.diagonal(dim1=1, dim2=2)
 
     def judged(squares: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Margins, and what the next flip shall make small."""
+        # Margins, and what the next flip shall make small.
         norms = squares.clamp_min(0).sqrt() / sizes
         margins = margin_loss(model_metric, norms, model_average, averages)  # type: ignore[arg-type]
-        margins = torch.where(norms > 0, margins, torch.inf)
-        if guide == "margin":
-            return margins, margins
-        distances = (norms - averages - (model_metric - model_average)).abs()
-        return margins, torch.where(norms > 0, distances, torch.inf)
+        goals = margins if guide == "margin" else (norms - averages - (model_metric - model_average)).abs()
+        return torch.where(norms > 0, margins, torch.inf), torch.where(norms > 0, goals, torch.inf)
 
     members = torch.full((layers, samples), search != "addition")
     if search == "addition":
@@ -102,8 +99,7 @@ def search_subsets(
     best, (best_margin, goal) = members.clone(), (figures.clone() for figures in judged(square, size))
     active = torch.ones(layers, dtype=torch.bool)
     while active.any():
-        sign = torch.where(members, -1.0, 1.0)
-        can_go = members & (size > least)
+        sign, can_go = torch.where(members, -1.0, 1.0), members & (size > least)
         allowed = {"removal": can_go, "addition": ~members, "both": can_go | ~members}[search]
         flipped = square + 2 * sign * with_sum + own
         margins, goals = judged(flipped, (size + sign).clamp_min(1))
@@ -152,8 +148,7 @@ class LayerSubsetSelector:
         ``generator``, on the CPU, is for ``criterion="random"``; the rest is as for :func:`search_subsets`.
         """
         products = inner_products.to("cpu", torch.float64)
-        # A sum is finite only if every term is.
-        finite = bool(torch.isfinite(products.sum() + model_metric))
+        finite = bool(torch.isfinite(products.sum() + model_metric))  # only if every term is
         model_average = model_metric if self.model_average is None else self.model_average
         known = torch.tensor([name in self.gradient_averages for name in names])
         averages = torch.tensor([self.gradient_averages.get(name, 0.0) for name in names], dtype=torch.float64)

@@ -51,7 +51,7 @@ class _Part:
                 "DBA needs one tensor whose first dimension is the batch"
             )
         if output.requires_grad:
-            both = [*enumerate(args), *kwargs.items()]
+            both: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
             given = {key: value.detach() if isinstance(value, Tensor) else value for key, value in both}
             output.register_hook(lambda grad: self.calls.append(_Call(given, grad.detach())))
 
@@ -148,7 +148,7 @@ class LayerGradients:
             equal = torch.full((len(squares),), 1 / len(squares))
             return self.weighted_sum(equal), squares.mean().clamp_min(0).sqrt()
         found = self._by_parameter()
-        squares = torch.stack([gradients.norm(dim=1).double().square().mean() for gradients in found.values()])
+        squares = torch.stack([g.norm(dim=1).double().square().mean() for g in found.values()])
         return {name: g.mean(0).view_as(self._parameters[name]) for name, g in found.items()}, squares.sum().sqrt()
 
     def replace_gradient(self, weights: Tensor) -> None:
@@ -160,11 +160,8 @@ class LayerGradients:
 
     def _is_linear(self) -> bool:
         # The exact class: parametrisations and subclasses may compute something else.
-        return (
-            type(self.module) is nn.Linear
-            and len(self._parameters) == len(list(self.module.parameters(recurse=False)))
-            and all(part.calls for part in self._parts)
-        )
+        whole = len(self._parameters) == len(list(self.module.parameters(recurse=False)))
+        return type(self.module) is nn.Linear and whole and all(part.calls for part in self._parts)
 
     def _linear_rows(self) -> tuple[Tensor, Tensor]:
         """Inputs (B, F) and output gradients (B, C), or (B, T, F) and (B, T, C): repeated calls are positions too."""
@@ -191,8 +188,9 @@ class LayerGradients:
                     gradients = self._gradients_of_call(call, part.samples)
                 total = {name: total[name].add_(gradients[name]) for name in total} or gradients
             parts.append(total or {name: p.new_zeros(part.samples, p.numel()) for name, p in self._parameters.items()})
-        whole = len(parts) == 1
-        return parts[0] if whole else {k: torch.cat([part.pop(k) for part in parts]) for k in self._parameters}
+        if len(parts) == 1:
+            return parts[0]
+        return {name: torch.cat([part.pop(name) for part in parts]) for name in self._parameters}
 
     def _gradients_of_call(self, call: _Call, samples: int) -> dict[str, Tensor]:
         (given, grad), layer = self._cast(call), self.module
@@ -257,12 +255,12 @@ def check_gradients(layers: Sequence[LayerGradients], model: nn.Module) -> None:
         fits = parameter.grad is None
         if parameter in found:
             mean, tolerance = found[parameter]
-            difference = (mean.double() - grad.double()).norm()
-            fits = bool((difference <= tolerance) | ~torch.isfinite(tolerance + grad.sum()))
+            close = (mean.double() - grad.double()).norm() <= tolerance
+            fits = bool(close | ~torch.isfinite(tolerance + grad.sum()))
         if not fits:
-            module = model.get_submodule(path.rpartition(".")[0])
+            kind = type(model.get_submodule(path.rpartition(".")[0])).__name__
             raise ValueError(
-                f"the gradient of {path} ({type(module).__name__}) is not the mean of per-sample gradients: the "
+                f"the gradient of {path} ({kind}) is not the mean of per-sample gradients: the "
                 "parameter is used outside of its module's forward, or in several modules (tied weights), or the "
                 "module mixes samples. DBA cannot choose samples for it: change that, freeze the parameter, or use "
                 "EDBA, which needs the last layer's gradients alone"

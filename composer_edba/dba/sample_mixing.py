@@ -26,11 +26,7 @@ def check_samples_stay_apart(model: nn.Module, batch: Any) -> None:
 
     Batch normalisation is known. Anything else is found by trying, if there are two samples: the first goes through
     with its neighbours and with copies of itself, under the same dropout masks, and what comes out must be the same.
-    Nothing that the network remembers changes.
-
-    Args:
-        model: the network; ``model(batch)`` gives the outputs.
-        batch: on its device.
+    Nothing that the network remembers changes. ``batch`` is on the model's device; ``model(batch)`` gives the outputs.
 
     Raises:
         ValueError: names the module and what to use instead.
