@@ -1,7 +1,6 @@
 """``state.dataloader_len`` kept true through every epoch of batches that change their size.
 
-Composer reads the number of batches in an epoch once, cuts the epoch off there, and converts '2ep' to batches with it.
-When the batch size changes that number is wrong, so it is managed here, event by event.
+Composer reads that number of batches once, cuts the epoch off there, and converts '2ep' to batches with it.
 """
 
 from __future__ import annotations

@@ -61,8 +61,7 @@ def check_ghost_batches(
     """Refuse settings under which GhostBatchNorm, given too few samples at once, would fail in the middle of training.
 
     Args:
-        ghost: ghost_batch_size.
-        min_subset_size: EDBA's argument of that name.
+        ghost, min_subset_size: the arguments ghost_batch_size of GhostBatchNorm and min_subset_size of EDBA.
         sizes: smallest and largest batch that EDBA may ask for; None: the loader's batches cannot be resized.
         smallest_rest: fewest samples that the last batch of a pass may have; None: as many as asked for.
         limit: most samples in a microbatch; None: no bound.

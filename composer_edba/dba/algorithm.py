@@ -39,10 +39,9 @@ class DBA(EventAlgorithm):
 
     For each layer (a module with trainable parameters of its own) samples are taken out of the batch, or put in, one by
     one, to bring |(M - M̄) / (G_l - Ḡ_l) - 1| closer to zero, M being the batch's mean loss and G_l the norm of the
-    layer's mean gradient over its subset, bars their running averages. The optimizer then sees the mean over the
-    subset. The batch size follows how many samples the layers chose lately. Source: Simionescu, Stoica and Herscovici,
-    "Dynamic Batch Adaptation", arXiv 2208.00815, of which we could read the abstract alone; docs/dba.md says what is
-    ours.
+    layer's mean gradient over its subset, bars their running averages. The optimizer sees the mean over the subset. The
+    batch size follows how many samples the layers chose lately. Source: Simionescu, Stoica and Herscovici, "Dynamic
+    Batch Adaptation", arXiv 2208.00815, of which we could read the abstract alone; docs/dba.md says what is ours.
 
     Runs on ``Event.AFTER_TRAIN_BATCH``, before all other algorithms: gradient clipping sees the chosen gradients.
     Microbatches and mixed precision are those of training. One rank only. Samples must not mix (no batch

@@ -21,8 +21,7 @@ class ChosenCountPolicy:
         size: size of the batches drawn from now on, within ``minimum`` and ``maximum``; the first is moved into them.
         window: batches that a decision needs.
         target: share of the batch that should be chosen, in (0, 1).
-        tolerance: ratio of the wanted size to the present one within which it stays, > 1.
-        factor: largest change at once, >= tolerance.
+        tolerance, factor: smallest change, and largest at once, as ratios of the sizes, 1 < tolerance <= factor.
     """
 
     size: int
