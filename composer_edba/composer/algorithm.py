@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from composer.core import Event, Precision, State, get_precision_context
 from composer.loggers import Logger
+from composer.utils import batch_get, batch_set
 from torch import Tensor
 from typing_extensions import Unpack, override
 
@@ -28,6 +29,9 @@ from composer_edba.settings import SETTINGS, Settings, checked, documented, show
 
 __all__ = ["EDBA"]
 
+# Handled with scoring="cached" only.
+_ONLY_CACHED = (Event.BEFORE_TRAIN_BATCH, Event.AFTER_FORWARD, Event.BEFORE_LOSS, Event.AFTER_LOSS, Event.FIT_END)
+
 
 @documented("composer")
 class EDBA(EventAlgorithm):
@@ -38,24 +42,23 @@ class EDBA(EventAlgorithm):
     gradient, bars their running averages. The batch size follows ``batch_size_policy``. Source: Simionescu and Stoica,
     "Efficient Dynamic Batch Adaptation", AAAI-23 student abstract.
 
-    Runs on ``Event.AFTER_DATALOADER``, before all other algorithms, and sets ``device_train_microbatch_size``; on
-    ``Event.BEFORE_FORWARD`` it only notices when the trainer had to halve that.
+    Runs on ``Event.AFTER_DATALOADER``, before all other algorithms, and sets ``device_train_microbatch_size``.
 
-    A run resumed from a checkpoint goes on bitwise as an uninterrupted one. What may have changed in between: at an
-    epoch's end everything, the data set and the number of ranks too. In the middle of an epoch the loader must make a
-    pass over as many samples on as many ranks, or FIT_START raises a ValueError: what is left of the pass could not be
-    told. Other content in as many samples cannot be noticed. The loader's batch size gives way to the one that was
-    reached (in samples a rank), new bounds move it inside, and another ``batch_size_policy`` begins anew at the
-    loader's; the averages stay. Checkpoints of runs without EDBA can be taken up at any batch. A run that leaves EDBA
-    out is right from an epoch's end on: in its middle Composer skips as many batches, of the loader's size.
+    A run resumed from a checkpoint goes on bitwise as an uninterrupted one. At an epoch's end everything may have
+    changed, the data set and the number of ranks too. In its middle the loader must make a pass over as many samples
+    (other content cannot be noticed) on as many ranks, or FIT_START raises a ValueError. The loader's batch size gives
+    way to the one that was reached (in samples a rank), new bounds move it inside, and another ``batch_size_policy``
+    begins anew at the loader's; the averages stay. Checkpoints of runs without EDBA can be taken up at any batch. A run
+    that leaves EDBA out is right from an epoch's end on: in its middle Composer skips as many batches, of the loader's
+    size.
 
     Args:
         settings: see :mod:`composer_edba.settings`.
 
     Raises:
-        ValueError: if an argument is out of its range, or bounds contradict each other; later, if it stands beside an
-            algorithm that cannot run with it, see :mod:`composer_edba.composer.refusals`.
-        TypeError: if the model is no ComposerModel.
+        ValueError: an argument is out of its range, or bounds contradict each other; later, an algorithm beside it
+            cannot run with it, see :mod:`composer_edba.composer.refusals`.
+        TypeError: the model is no ComposerModel.
 
     Example:
         >>> from composer import Trainer
@@ -73,33 +76,15 @@ class EDBA(EventAlgorithm):
         self._engine = Engine(full, self._loop, "train_dataloader")
         self._length = EpochLength(self._engine.pools)
         self._cache_logged = False
-        self._handlers = {
-            Event.INIT: self._init,
-            Event.FIT_START: self._fit_start,
-            Event.EPOCH_START: self._epoch_start,
-            Event.BEFORE_DATALOADER: self._estimate_length,
-            Event.AFTER_DATALOADER: self._after_dataloader,
-            Event.BEFORE_FORWARD: self._before_forward,
-            Event.AFTER_TRAIN_BATCH: self._after_train_batch,
-            Event.BATCH_END: self._batch_end,
-        }
-        if self._engine.remembered is not None:
-            self._handlers |= {
-                Event.BEFORE_TRAIN_BATCH: self._before_train_batch,
-                Event.AFTER_FORWARD: self._after_forward,
-                Event.BEFORE_LOSS: self._before_loss,
-                Event.AFTER_LOSS: self._after_loss,
-                Event.FIT_END: self._fit_end,
-            }
+        if self._engine.remembered is None:
+            for event in _ONLY_CACHED:
+                del self._handlers[event]
 
     @classmethod
     def paper(cls, **overrides: Unpack[Settings]) -> EDBA:
-        """EDBA with the paper's literal settings, whatever the defaults become.
+        """EDBA with the paper's literal settings, whatever the defaults become, but for ``overrides``.
 
         Where the paper is silent (averages, candidates, size law, policy) these are our first readings of it.
-
-        Args:
-            overrides: settings that differ.
         """
         settings: Settings = {"preset": "paper", **overrides}
         return cls(**settings)
@@ -115,8 +100,7 @@ class EDBA(EventAlgorithm):
     @property
     def distinct_samples(self) -> int | None:
         """Number of distinct samples ever trained on, over all ranks; None if the loader has no indices."""
-        distinct = self._engine.pools.distinct
-        return None if distinct is None else len(distinct)
+        return None if (distinct := self._engine.pools.distinct) is None else len(distinct)
 
     @property
     def last_selection(self) -> LastSelection | None:
@@ -126,8 +110,7 @@ class EDBA(EventAlgorithm):
     @property
     def score_cache(self) -> ScoreCache | None:
         """What ``scoring="cached"`` knows of each sample; None before the first fit, and with ``"forward"``."""
-        remembered = self._engine.remembered
-        return None if remembered is None else remembered.cache
+        return None if (remembered := self._engine.remembered) is None else remembered.cache
 
     # ---- Composer's interface
 
@@ -138,11 +121,8 @@ class EDBA(EventAlgorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on bitwise as an uninterrupted one: plain values, equal on all ranks."""
-        return {
-            **super().state_dict(),
-            **self._engine.state_dict(),
-            "learned_limit": self._microbatches.learned_limit,
-        }
+        limit = {"learned_limit": self._microbatches.learned_limit}
+        return {**super().state_dict(), **self._engine.state_dict(), **limit}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
         """Take up what :meth:`state_dict` gave, at the next FIT_START: loader and policy do not exist before."""
@@ -160,19 +140,15 @@ class EDBA(EventAlgorithm):
     def _fit_start(self, state: State, logger: Logger) -> None:
         check_algorithms(self, state.algorithms)  # a checkpoint may have brought some
         self._run_first(state)
-        trainer = running_trainer()
-        spec = None if trainer is None else trainer._train_data_spec
+        spec = None if (trainer := running_trainer()) is None else trainer._train_data_spec
         self._loop.microbatch_transforms = None if spec is None else spec.microbatch_transforms
         self._length.ask_user(state)
         if self._engine.is_new:  # but training may be not: a checkpoint of a run without EDBA
             self._engine.steps = int(state.timestamp.batch)
             self._engine.samples_drawn = int(state.timestamp.sample)
-        loader = self._engine.draw_from(
-            state.dataloader,
-            int(state.timestamp.batch_in_epoch),
-            redrawn=trainer is None or (trainer.spin_dataloaders and "train" not in state.dataset_resumption),
-            spun=int(state.timestamp.epoch),
-        )
+        redrawn = trainer is None or (trainer.spin_dataloaders and "train" not in state.dataset_resumption)
+        taken, spun = int(state.timestamp.batch_in_epoch), int(state.timestamp.epoch)
+        loader = self._engine.draw_from(state.dataloader, taken, redrawn=redrawn, spun=spun)
         self._length.install(state, loader)
         self._check_ghost_batches(state)
 
@@ -180,7 +156,7 @@ class EDBA(EventAlgorithm):
         self._engine.begin_pass()
         self._length.open(state)
 
-    def _estimate_length(self, state: State, logger: Logger) -> None:
+    def _before_dataloader(self, state: State, logger: Logger) -> None:
         self._length.estimate(state)
 
     def _after_dataloader(self, state: State, logger: Logger) -> None:
@@ -204,18 +180,16 @@ class EDBA(EventAlgorithm):
 
     def _batch_end(self, state: State, logger: Logger) -> None:
         self._length.close(state)
+        samples = None if self._engine.remembered is None else self._engine.remembered.samples
+        # Makes the gradients of the step's backward those of its samples' own losses: Composer weighs the mean of each
+        # microbatch by its share of the batch. None: nothing records.
+        factor = None if samples is None else samples / self._loop.loss_scale
         # Share of this step's time since the data arrived. The trainer has read the loss by now, so a GPU is in step.
-        overhead = self._engine.end_step(self._gradient_factor())
+        overhead = self._engine.end_step(factor)
         if not self._cache_logged and self.score_cache is not None and self.score_cache.bytes > 0:
             self._cache_logged = True
             logger.log_metrics({"edba/cache_bytes": self.score_cache.bytes})
         logger.log_metrics({"edba/overhead": overhead}, step=int(state.timestamp.batch) - 1)
-
-    def _gradient_factor(self) -> Tensor | float | None:
-        """What makes the gradients of the step's backward those of its samples' own losses; None: nothing records."""
-        samples = None if self._engine.remembered is None else self._engine.remembered.samples
-        # Composer weighs the mean of each microbatch by its share of the batch.
-        return None if samples is None else samples / self._loop.loss_scale
 
     # ---- with scoring="cached" also
 
@@ -248,30 +222,25 @@ class EDBA(EventAlgorithm):
     # ---- their parts
 
     def _check_ghost_batches(self, state: State) -> None:
-        ghost = ghost_batch_size(state.model)
-        if ghost is None:
+        if (ghost := ghost_batch_size(state.model)) is None:
             return
         self._engine.scorer.least_samples = ghost
         sizes, rest, sampler = None, None, self._engine.pools.sampler
+        least, smallest, largest = (self.settings[f"{name}_size"] for name in ("min_subset", "min_batch", "max_batch"))
         if sampler is not None and self.batch_size is not None:
             total = self._engine.pools.shortest
             fixed = self.settings["batch_size_policy"] == "fixed"
-            largest = self.settings["max_batch_size"] if total is None else min(self.settings["max_batch_size"], total)
-            sizes = (self.batch_size, self.batch_size) if fixed else (self.settings["min_batch_size"], largest)
+            largest = largest if total is None else min(largest, total)
+            sizes = (self.batch_size, self.batch_size) if fixed else (smallest, largest)
             if not sampler.drop_last:
                 rest = (total % self.batch_size or None) if fixed and total is not None else 1
-        check_ghost_batches(
-            ghost,
-            min_subset_size=self.settings["min_subset_size"],
-            sizes=sizes,
-            smallest_rest=rest,
-            limit=self._microbatches.limit,
-        )
+        limit = self._microbatches.limit
+        check_ghost_batches(ghost, min_subset_size=least, sizes=sizes, smallest_rest=rest, limit=limit)
 
     def _count_samples(self, state: State) -> int:
-        key = default_target_key(state.batch) if self.settings["target_key"] is None else self.settings["target_key"]
-        if self.settings["target_key"] is None and (key is None or (key == 1 and not _has_target(state.batch))):
-            return batch_size(state.batch)
+        key, batch = self.settings["target_key"], state.batch
+        if key is None and ((key := default_target_key(batch)) is None or (key == 1 and not _has_target(batch))):
+            return batch_size(batch)
         return batch_size(state.batch_get_item(key))
 
 
@@ -300,9 +269,8 @@ class _TrainerLoop(Loop):
             return batch if self._settings["scale_factor"] == 1 else self._scaled(batch)
 
         def precision() -> Any:
-            if state.precision == Precision.AMP_FP8:  # its products need sizes that are multiples of 16
-                return get_precision_context(state.precision, state.precision_config, fp8_autocast_enabled=False)
-            return get_precision_context(state.precision, state.precision_config)
+            # Not in fp8, whose products need sizes that are multiples of 16.
+            return get_precision_context(state.precision, state.precision_config, fp8_autocast_enabled=False)
 
         return Network(model, lambda outputs, batch: model.loss(outputs, batch), prepared, precision)
 
@@ -325,7 +293,10 @@ class _TrainerLoop(Loop):
 
     @override
     def ready(self, batch: Any) -> Any:
-        _leave_averaged_weights(self.state)
+        # After a checkpoint Composer's EMA leaves its averaged weights in the model until BATCH_START.
+        for algorithm in self.state.algorithms:
+            if getattr(algorithm, "ema_weights_active", False):
+                algorithm._ensure_training_weights_active(self.state)
         return self.state.device.batch_to_device(batch)
 
     @override
@@ -337,25 +308,11 @@ class _TrainerLoop(Loop):
         return self._microbatches.size_multiple(self.state, pool_size)
 
     def _scaled(self, batch: Any) -> Any:
-        from composer.utils import batch_get, batch_set
-
         key = default_input_key(batch) if self._settings["input_key"] is None else self._settings["input_key"]
-        images = batch_get(batch, key)
-        smaller = scaled_images(
-            images,
-            self._settings["scale_factor"],
-            what=f"the input at key {key!r}",
-            advice=", or name the images by input_key",
-        )
+        texts = {"what": f"the input at key {key!r}", "advice": ", or name the images by input_key"}
+        smaller = scaled_images(batch_get(batch, key), self._settings["scale_factor"], **texts)
         return batch_set(copy.copy(batch), key, smaller)
 
 
 def _has_target(batch: Any) -> bool:
     return isinstance(batch, (list, tuple)) and len(batch) > 1 and isinstance(batch[1], (Tensor, np.ndarray))
-
-
-def _leave_averaged_weights(state: State) -> None:
-    """After a checkpoint Composer's EMA leaves its averaged weights in the model until BATCH_START."""
-    for algorithm in state.algorithms:
-        if getattr(algorithm, "ema_weights_active", False):
-            algorithm._ensure_training_weights_active(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
@@ -12,9 +13,11 @@ __all__ = ["EventAlgorithm"]
 
 
 class EventAlgorithm(Algorithm):
-    """An algorithm as a table of events, which its subclass fills in: ``self._handlers``."""
+    """An algorithm whose methods are named by the events that they handle: ``_fit_start`` runs on FIT_START."""
 
-    _handlers: dict[Event, Callable[[State, Logger], None]]
+    @cached_property
+    def _handlers(self) -> dict[Event, Callable[[State, Logger], None]]:
+        return {event: getattr(self, name) for event in Event if hasattr(self, name := f"_{event.value}")}
 
     def match(self, event: Event, state: State) -> bool:
         """Whether this algorithm has something to do at ``event``."""

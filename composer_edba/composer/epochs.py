@@ -1,12 +1,11 @@
 """``state.dataloader_len`` kept true through every epoch of batches that change their size.
 
-Composer reads the number of batches in an epoch once, cuts the epoch off there, and converts '2ep' to batches with it.
-When the batch size changes that number is wrong, so it is managed here, event by event.
+Composer reads that number of batches once, cuts the epoch off there, and converts '2ep' to batches with it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from composer.core import State, Time, TimeUnit
@@ -22,32 +21,36 @@ class EpochLength:
     """Manages the length of one Trainer's epochs, whose batches come from ``pools``."""
 
     def __init__(self, pools: Pools) -> None:
-        self._pools = pools
-        self._manages = False
+        self._pools, self._manages = pools, False
         self._written: Time[int] | None = None  # the length that was last set here
         self._subset_batches: int | None = None
 
     # ---- FIT_START
 
     def ask_user(self, state: State) -> None:
-        """Before the loader is replaced: a length that this object wrote in an earlier fit is no wish of the user's."""
-        wrote_it = self._manages and state.dataloader_len == self._written
-        self._subset_batches = None if wrote_it else _subset_batches(state)
+        """Take in the user's train_subset_num_batches, before the loader is replaced: a length below the loader's."""
+        self._subset_batches = None
+        # What this object wrote in an earlier fit is no wish of the user's.
+        if state.dataloader_len is None or (self._manages and state.dataloader_len == self._written):
+            return
+        length, loader = int(state.dataloader_len), cast(Any, state.dataloader)
+        try:
+            shortened = length < len(loader)
+        except TypeError:
+            shortened = True
+        self._subset_batches = length if shortened else None
 
     def install(self, state: State, loader: Any) -> None:
         """Have ``state`` train on ``loader``, what the pools are drawn from, its batches' sizes being theirs."""
-        sampler = self._pools.sampler
+        sampler, subset = self._pools.sampler, self._subset_batches
+        self._manages = sampler is not None and subset is None and self._pools.total is not None
         if sampler is None:
-            self._manages = False
             return
-        self._manages = self._subset_batches is None and self._pools.total is not None
-        if self._subset_batches is not None:
+        if subset is not None:
             # A growing batch shortens the pass: without this the setter would clamp the user's number, and warn.
-            sampler.least_length = self._subset_batches
+            sampler.least_length = subset
         if loader is not state.dataloader:
-            state.set_dataloader(
-                loader, state.dataloader_label, -1 if self._subset_batches is None else self._subset_batches
-            )
+            state.set_dataloader(loader, state.dataloader_label, -1 if subset is None else subset)
             state.train_dataloader = loader  # pyright: ignore[reportAttributeAccessIssue]
         self.open(state)
 
@@ -65,10 +68,9 @@ class EpochLength:
         """
         if not self._manages:
             return
-        sampler, samples = self._pools.sampler, self._pools.total
+        sampler, samples, timestamp = self._pools.sampler, self._pools.total, state.timestamp
         assert sampler is not None
         assert samples is not None
-        timestamp = state.timestamp
         drawn = int(timestamp.sample_in_epoch)
         if sampler.choose is not None:  # the Trainer sees chosen samples only
             drawn = sampler.seen(int(timestamp.batch_in_epoch)) * dist.get_world_size()
@@ -113,25 +115,10 @@ def _batches_per_epoch(batches: int, epochs: float) -> int:
     """``batches / epochs`` as a whole number, such that m epochs are over when m times that many batches are.
 
     Plain rounding would let a milestone at '2ep' come and go with each batch around it. With m whole epochs over, a
-    length L tells right if m L <= batches < (m + 1) L. Where no whole number does, after more epochs than there are
-    batches in one, the nearest is taken.
+    length L tells right if m L <= batches < (m + 1) L. Where none does, after many short epochs, it is the nearest.
     """
-    nearest = max(1, round(batches / epochs))
-    whole = int(epochs)
+    nearest, whole = max(1, round(batches / epochs)), int(epochs)
     if whole == 0:
         return max(nearest, batches + 1)
     least, most = batches // (whole + 1) + 1, batches // whole
     return min(max(nearest, least), most) if least <= most else nearest
-
-
-def _subset_batches(state: State) -> int | None:
-    """The user's train_subset_num_batches, which shows only as a length below the loader's."""
-    loader: Any = state.dataloader
-    try:
-        full = len(loader)
-    except TypeError:
-        full = None
-    if state.dataloader_len is None:
-        return None
-    length = int(state.dataloader_len)
-    return length if full is None or length < full else None

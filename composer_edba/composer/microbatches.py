@@ -32,23 +32,15 @@ class Microbatches:
         return min((limit for limit in (self._user_limit, self.learned_limit) if limit is not None), default=None)
 
     def size_multiple(self, state: State, pool_size: int) -> int:
-        """What the sizes of subsets are to be multiples of.
-
-        An even number can always be cut into microbatches none of which has one sample, also once the trainer, out of
-        memory, has halved it.
-        """
+        """What the sizes of subsets are to be multiples of."""
+        # An even number can be cut into microbatches of two or more, also once the trainer, out of memory, halved it.
         return 2 if state.auto_microbatching or equal_parts_may_fail(pool_size, self.limit) else 1
 
     def cut(self, state: State, samples: int, *, alone: bool = False) -> int:
         """AFTER_DATALOADER: cut ``samples`` into equal microbatches under the limit, none of one sample.
 
-        Args:
-            state: the Trainer's.
-            samples: in the batch that is trained on.
-            alone: whether a sample may come alone, which does no harm without batch normalisation.
-
-        Returns:
-            How many of them are trained on: where there is no such cut (an odd number in pairs), one is left out.
+        Returns how many of them are trained on: where there is no such cut (an odd number in pairs), one is left out,
+        or with ``alone`` comes alone, which does no harm without batch normalisation.
         """
         size = equal_part_size(samples, self.limit)
         if size is None:

@@ -1,7 +1,4 @@
-"""Which of Composer's algorithms cannot run beside EDBA, and why.
-
-Everything else in ``composer.algorithms`` can; docs/composition.md shows how each pair was tried.
-"""
+"""Which of Composer's algorithms cannot run beside EDBA, and why; docs/composition.md shows how all were tried."""
 
 from __future__ import annotations
 
@@ -27,8 +24,7 @@ def check_algorithms(edba: Any, algorithms: Sequence[Algorithm]) -> None:
     Raises:
         ValueError: names the algorithm, the reason and what to do.
     """
-    alike = [other for other in algorithms if isinstance(other, type(edba)) or isinstance(edba, type(other))]
-    if len(alike) > 1:
+    if sum(isinstance(other, type(edba)) or isinstance(edba, type(other)) for other in algorithms) > 1:
         raise ValueError("algorithms holds EDBA more than once: one pool cannot be chosen from twice")
     for algorithm in algorithms:
         if isinstance(algorithm, SelectiveBackprop) and algorithm.keep < 1:
@@ -60,20 +56,12 @@ def ghost_batch_size(model: nn.Module) -> int | None:
 
 
 def check_ghost_batches(
-    ghost: int,
-    *,
-    min_subset_size: int,
-    sizes: tuple[int, int] | None,
-    smallest_rest: int | None,
-    limit: int | None,
+    ghost: int, *, min_subset_size: int, sizes: tuple[int, int] | None, smallest_rest: int | None, limit: int | None
 ) -> None:
-    """Refuse settings under which fewer samples than a ghost batch may go through the network at once.
-
-    GhostBatchNorm would raise an error in the middle of training.
+    """Refuse settings under which GhostBatchNorm, given too few samples at once, would fail in the middle of training.
 
     Args:
-        ghost: ghost_batch_size.
-        min_subset_size: EDBA's argument of that name.
+        ghost, min_subset_size: the arguments ghost_batch_size of GhostBatchNorm and min_subset_size of EDBA.
         sizes: smallest and largest batch that EDBA may ask for; None: the loader's batches cannot be resized.
         smallest_rest: fewest samples that the last batch of a pass may have; None: as many as asked for.
         limit: most samples in a microbatch; None: no bound.

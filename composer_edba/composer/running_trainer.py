@@ -13,8 +13,7 @@ def running_trainer() -> Trainer | None:
     """The Trainer whose event is being handled: every event is run from one of its methods. None outside of one."""
     frame = sys._getframe()
     while frame is not None:
-        trainer = frame.f_locals.get("self")
-        if isinstance(trainer, Trainer):
+        if isinstance(trainer := frame.f_locals.get("self"), Trainer):
             return trainer
         frame = frame.f_back  # type: ignore[assignment]
     return None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from composer.algorithms import SAM
-from composer.core import Event, Precision, State, get_precision_context
+from composer.core import Precision, State, get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist, ensure_tuple
 from torch import Tensor
@@ -35,32 +35,29 @@ __all__ = ["DBA"]
 
 @documented("composer", DBA_SETTINGS)
 class DBA(EventAlgorithm):
-    """Dynamic Batch Adaptation: update each layer with the samples whose gradients suit it.
+    """Dynamic Batch Adaptation, EDBA's predecessor: update each layer with the samples whose gradients suit it.
 
-    EDBA's predecessor, to compare with: it needs the per-sample gradients of every layer. For each layer (a module with
-    trainable parameters of its own) samples are taken out of the batch, or put in, one after the other, to bring
-    |(M - M̄) / (G_l - Ḡ_l) - 1| closer to zero, M being the batch's mean loss and G_l the norm of the layer's mean
-    gradient over its subset, bars their running averages. The optimizer then sees the mean over the subset. The batch
-    size follows how many samples the layers chose lately. Source: Simionescu, Stoica and Herscovici, "Dynamic Batch
-    Adaptation", arXiv 2208.00815, of which we could read the abstract alone; docs/dba.md says what is ours.
+    For each layer (a module with trainable parameters of its own) samples are taken out of the batch, or put in, one by
+    one, to bring |(M - M̄) / (G_l - Ḡ_l) - 1| closer to zero, M being the batch's mean loss and G_l the norm of the
+    layer's mean gradient over its subset, bars their running averages. The optimizer sees the mean over the subset. The
+    batch size follows how many samples the layers chose lately. Source: Simionescu, Stoica and Herscovici, "Dynamic
+    Batch Adaptation", arXiv 2208.00815, of which we could read the abstract alone; docs/dba.md says what is ours.
 
     Runs on ``Event.AFTER_TRAIN_BATCH``, before all other algorithms: gradient clipping sees the chosen gradients.
     Microbatches and mixed precision are those of training. One rank only. Samples must not mix (no batch
-    normalisation), and each layer must be a module that is called, with the batch first; what is not so is refused by
-    name at the first batch. Resumed runs go on bitwise, under the conditions that :class:`~composer_edba.EDBA` states.
+    normalisation), and each layer must be a module that is called, with the batch first; the first batch shows what is
+    not, and it is refused by name. Resumed runs go on bitwise, under :class:`~composer_edba.EDBA`'s conditions.
 
     Args:
         settings: see :mod:`composer_edba.dba.settings`.
 
     Attributes:
         chosen: the last batch's subsets, by the name of the layer: positions in the batch, ascending.
-        samples_drawn: samples in all batches so far.
-        samples_chosen: how many of them a layer chose, averaged over the layers.
+        samples_drawn, samples_chosen: samples so far, and how many of them a layer chose, averaged over the layers.
 
     Raises:
-        ValueError: if an argument is out of its range; later, if the network, the ranks or an algorithm beside it do
-            not allow for per-sample gradients.
-        TypeError: if an argument has a wrong type, or the model is no ComposerModel.
+        ValueError: an argument is out of its range; later, network, ranks or algorithms rule out per-sample gradients.
+        TypeError: an argument has a wrong type, or the model is no ComposerModel.
     """
 
     def __init__(self, **settings: Unpack[DBASettings]):
@@ -69,9 +66,7 @@ class DBA(EventAlgorithm):
         self._selector = LayerSubsetSelector(**{name: self.settings[name] for name in choosing})
         self._policy: ChosenCountPolicy | None = None
         self._pools = Pools("DBA", "train_dataloader")
-        self._length = EpochLength(self._pools)
-        self._microbatches = Microbatches()
-        self._recorder = LayerRecorder()
+        self._length, self._microbatches, self._recorder = EpochLength(self._pools), Microbatches(), LayerRecorder()
         self._checked = False
         self._dataset_indices: Tensor | None = None
         self._asked = 0  # size that the present batch was drawn for
@@ -80,19 +75,6 @@ class DBA(EventAlgorithm):
         self.samples_drawn, self.samples_chosen = 0, 0.0
         self._resume_from: dict[str, Any] | None = None
         self.chosen: dict[str, Tensor] = {}
-        self._handlers = {
-            Event.INIT: self._init,
-            Event.FIT_START: self._fit_start,
-            Event.EPOCH_START: self._epoch_start,
-            Event.BEFORE_DATALOADER: self._before_dataloader,
-            Event.AFTER_DATALOADER: self._after_dataloader,
-            Event.BEFORE_TRAIN_BATCH: self._before_train_batch,
-            Event.BEFORE_FORWARD: self._before_forward,
-            Event.AFTER_FORWARD: self._after_forward,
-            Event.BEFORE_BACKWARD: self._before_backward,
-            Event.AFTER_TRAIN_BATCH: self._after_train_batch,
-            Event.BATCH_END: self._batch_end,
-        }
 
     def __repr__(self) -> str:
         # Composer writes this into checkpoints, so it holds nothing that changes during a run.
@@ -112,15 +94,10 @@ class DBA(EventAlgorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on bitwise as an uninterrupted one: plain values."""
-        return {
-            **super().state_dict(),
-            "selector": self._selector.state_dict(),
-            "policy": None if self._policy is None else self._policy.state_dict(),
-            "pools": self._pools.state_dict(),
-            "samples_drawn": self.samples_drawn,
-            "samples_chosen": self.samples_chosen,
-            "learned_limit": self._microbatches.learned_limit,
-        }
+        policy = None if self._policy is None else self._policy.state_dict()
+        parts = {"selector": self._selector.state_dict(), "policy": policy, "pools": self._pools.state_dict()}
+        counts = {"samples_drawn": self.samples_drawn, "samples_chosen": self.samples_chosen}
+        return {**super().state_dict(), **parts, **counts, "learned_limit": self._microbatches.learned_limit}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
         """Take up what :meth:`state_dict` gave, at the next FIT_START: loader and policy do not exist before."""
@@ -130,9 +107,9 @@ class DBA(EventAlgorithm):
 
     def _init(self, state: State, logger: Logger) -> None:
         self._check_model(state)
-        if dist.get_world_size() > 1:
+        if (ranks := dist.get_world_size()) > 1:
             raise ValueError(
-                f"DBA on {dist.get_world_size()} ranks: it needs the gradients of all samples in one process. Use one "
+                f"DBA on {ranks} ranks: it needs the gradients of all samples in one process. Use one "
                 "rank, or EDBA, which runs on any number"
             )
         self._microbatches.ask_user(state)
@@ -144,16 +121,20 @@ class DBA(EventAlgorithm):
         self._checked = False
         self._length.ask_user(state)
         loader: Any = state.dataloader
-        twin = self._pools.draw_from(loader, torch.device("cpu"))
-        if twin is None:
+        if (twin := self._pools.draw_from(loader, torch.device("cpu"))) is None:
             self._pools.warn_of_fixed_batches(loader)
         first_size = None if self._pools.sampler is None else self._pools.sampler.batch_size
         self._set_policy(first_size)
-        saved, self._resume_from = self._resume_from, None
+        saved, self._resume_from, taken = self._resume_from, None, int(state.timestamp.batch_in_epoch)
         if saved is None:
-            self._pools.repeat(int(state.timestamp.batch_in_epoch), first_size)
+            self._pools.repeat(taken, first_size)
         else:
-            self._take_up(saved, int(state.timestamp.batch_in_epoch))
+            self._selector.load_state_dict(saved["selector"])
+            if self._policy is not None and saved["policy"] is not None:
+                self._policy.load_state_dict(saved["policy"])
+            self._pools.load_state_dict(saved["pools"], taken)
+            self.samples_drawn, self.samples_chosen = saved["samples_drawn"], saved["samples_chosen"]
+            self._microbatches.learned_limit = saved["learned_limit"]
         self._pools.resize(self.batch_size)
         self._length.install(state, loader if twin is None else twin)
 
@@ -191,11 +172,11 @@ class DBA(EventAlgorithm):
         size = batch_size(state.batch)
         self._loss += _loss_value(state.loss) * size
         if not self._checked:
-            model: Any = state.model
-            twice = [index_batch(part, torch.arange(size).repeat(2), size) for part in (state.outputs, state.batch)]
+            model, whole = cast(Any, state.model), (state.outputs, state.batch)
+            twice = [index_batch(part, torch.arange(size).repeat(2), size) for part in whole]
             with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
-                losses = model.loss(state.outputs, state.batch), model.loss(*twice)
-            check_mean(_loss_value(losses[0]), _loss_value(losses[1]), size)
+                once, again = (_loss_value(model.loss(*given)) for given in (whole, twice))
+            check_mean(once, again, size)
 
     def _after_train_batch(self, state: State, logger: Logger) -> None:
         began = time.perf_counter()
@@ -205,9 +186,9 @@ class DBA(EventAlgorithm):
         if not self._checked:
             check_gradients(layers, state.model)
             self._checked = True
-        names = [layer.name for layer in layers]
+        names, batch = [layer.name for layer in layers], int(state.timestamp.batch)
         products = torch.stack([layer.inner_products().cpu() for layer in layers])
-        generator = step_generator(int(state.rank_zero_seed), int(state.timestamp.batch))
+        generator = step_generator(int(state.rank_zero_seed), batch)
         subsets = self._selector.select(names, products, self._loss / samples, generator)
         del products
         for layer, weights, size in zip(layers, subsets.weights, subsets.sizes.tolist(), strict=True):
@@ -218,8 +199,8 @@ class DBA(EventAlgorithm):
             self._pools.resize(self._policy.update(float(subsets.sizes.double().mean()), samples, self._asked))
         if not subsets.finite and self._selector.nonfinite_steps == 1:
             warnings.warn(
-                f"the loss or a gradient is NaN or infinite at batch {int(state.timestamp.batch)}: such steps train on "
-                "the whole batch, do not enter DBA's averages and are counted as dba/nonfinite_steps",
+                f"the loss or a gradient is NaN or infinite at batch {batch}: such steps train on the whole batch, do "
+                "not enter DBA's averages and are counted as dba/nonfinite_steps",
                 stacklevel=2,
             )
         logger.log_metrics({f"dba/{name}": value for name, value in self._count(subsets, samples).items()})
@@ -261,15 +242,6 @@ class DBA(EventAlgorithm):
         if before is not None:  # a second fit goes on at the size of the first
             self._policy.load_state_dict(before.state_dict())
 
-    def _take_up(self, saved: dict[str, Any], taken: int) -> None:
-        self._selector.load_state_dict(saved["selector"])
-        if self._policy is not None and saved["policy"] is not None:
-            self._policy.load_state_dict(saved["policy"])
-        self._pools.load_state_dict(saved["pools"], taken)
-        self.samples_drawn = saved["samples_drawn"]
-        self.samples_chosen = saved["samples_chosen"]
-        self._microbatches.learned_limit = saved["learned_limit"]
-
     def _count(self, subsets: LayerSubsets, samples: int) -> dict[str, float]:
         """Enter a step into the counts; what is logged of it."""
         sizes, used = subsets.sizes.double(), subsets.members.any(0)
@@ -277,19 +249,15 @@ class DBA(EventAlgorithm):
         self.samples_chosen += float(sizes.mean())
         if self._dataset_indices is not None:
             self._pools.mark(self._dataset_indices[used], [int(used.sum())], used.device)
+        chosen = {"chosen": sizes.mean(), "chosen_least": sizes.min(), "chosen_most": sizes.max()}
         figures = {
             "batch_size": samples,
-            "chosen": float(sizes.mean()),
-            "chosen_least": float(sizes.min()),
-            "chosen_most": float(sizes.max()),
+            **{name: float(value) for name, value in chosen.items()},
             "used": int(used.sum()),
             "margin": float(subsets.margins.median()),
             "model_metric": self._loss / samples,
-            "model_average": self._selector.model_average,
-            "samples_drawn": self.samples_drawn,
-            "samples_chosen": self.samples_chosen,
-            "distinct_samples": self.distinct_samples,
-            "nonfinite_steps": self._selector.nonfinite_steps,
+            **{name: getattr(self._selector, name) for name in ("model_average", "nonfinite_steps")},
+            **{name: getattr(self, name) for name in ("samples_drawn", "samples_chosen", "distinct_samples")},
         }
         return {name: value for name, value in figures.items() if value is not None}
 

@@ -14,17 +14,14 @@ class ChosenCountPolicy:
     """Sizes the batch such that the mean number that a layer chose in the last ``window`` batches is ``target`` of it.
 
     EDBA's paper says that DBA's batch size came from the historical number of chosen gradients, and gives no rule; this
-    is ours. Only batches count that were drawn for the present size: not those from before the last change. Their
-    shares count, since a pass's batches may be smaller, to be even. The window begins anew after each change, so that
-    the size does not flap.
+    is ours. Only batches drawn for the present size count, by their shares, since a pass's batches may be smaller, to
+    be even. The window begins anew after each change, so that the size does not flap.
 
     Attributes:
-        size: size of the batches drawn from now on; the first one is moved into the bounds.
-        minimum, maximum: its bounds.
+        size: size of the batches drawn from now on, within ``minimum`` and ``maximum``; the first is moved into them.
         window: batches that a decision needs.
         target: share of the batch that should be chosen, in (0, 1).
-        tolerance: ratio of the wanted size to the present one within which it stays, > 1.
-        factor: largest change at once, >= tolerance.
+        tolerance, factor: smallest change, and largest at once, as ratios of the sizes, 1 < tolerance <= factor.
     """
 
     size: int
@@ -40,24 +37,16 @@ class ChosenCountPolicy:
         self.load_state_dict({"size": self.size, "window": []})
 
     def update(self, chosen: float, batch_size: int, asked: int) -> int:
-        """Take in a batch of ``batch_size`` samples, drawn for the size ``asked``; the size for the next ones.
-
-        ``chosen`` of its samples, averaged over the layers, were chosen.
-        """
-        if asked != self.size:
-            return self.size
-        self._shares.append(chosen / batch_size)
-        if len(self._shares) == self.window:
+        """Take in a batch drawn for the size ``asked``, its layers having chosen ``chosen`` on average; next size."""
+        if asked == self.size:
+            self._shares.append(chosen / batch_size)
             ratio = sum(self._shares) / self.window / self.target
-            if not 1 / self.tolerance <= ratio <= self.tolerance:
-                proposed = self._bounded(round(self.size * min(max(ratio, 1 / self.factor), self.factor)))
-                if proposed != self.size:
-                    self.size = proposed
+            if len(self._shares) == self.window and not 1 / self.tolerance <= ratio <= self.tolerance:
+                before, factor = self.size, min(max(ratio, 1 / self.factor), self.factor)
+                self.load_state_dict({"size": round(before * factor), "window": self._shares})
+                if self.size != before:
                     self._shares.clear()
         return self.size
-
-    def _bounded(self, size: int) -> int:
-        return min(max(size, self.minimum), self.maximum)
 
     def state_dict(self) -> dict[str, Any]:
         """Size and window, as plain values."""
@@ -65,5 +54,5 @@ class ChosenCountPolicy:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave; a size outside of the present bounds is moved into them."""
-        self.size = self._bounded(state["size"])
+        self.size = min(max(state["size"], self.minimum), self.maximum)
         self._shares: deque[float] = deque(state["window"], maxlen=self.window)

@@ -1,7 +1,6 @@
 """DBA's choice: for each layer its own subset of the batch, by removing or adding one sample after the other.
 
-The source (Simionescu, Stoica and Herscovici, "Dynamic Batch Adaptation", 2022) is known to us by its abstract and by
-what EDBA's paper says of it; what both leave open is said where it is decided. Pure torch, no framework.
+What DBA's abstract and EDBA's paper leave open is said where it is decided. Pure torch, no framework.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ class LayerSubsets:
 
     Attributes:
         members: which samples, bool (L, B), on the CPU.
-        gradient_metrics: G_l(S_l), the norms of the layers' mean gradients over their subsets, float64 (L,).
-        margins: equation 1 for them, float64 (L,); 0 where a layer has no average yet.
+        gradient_metrics, margins: G_l(S_l) and equation 1 for it, 0 where a layer has no average yet, float64 (L,).
         finite: False if the loss or a gradient was NaN or infinite; then every layer has the whole batch.
     """
 
@@ -62,20 +60,17 @@ def search_subsets(
 ) -> Tensor:
     """Change the subsets by one sample at a time, always the most helpful one, until none helps.
 
-    The margin of layer l is equation 1, |(M - M̄) / (G_l(S) - Ḡ_l) - 1|, with G_l(S) = ‖(1/|S|) Σ_{i∈S} g_i‖ over the
-    layer's gradients. It is zero at G* = Ḡ_l + M - M̄ and has a pole at Ḡ_l. A subset whose norm lies on the other side
-    of the pole can lower its margin by going away from both, towards 1, so a search that looks at the margin alone
-    stays on that side. Hence ``guide="norm"``: each flip is the one that brings G_l closest to G*, and of the subsets
-    passed on the way, the first included, the one of least margin is chosen.
-
-    Flipping sample i changes ‖Σ_S g‖² by ± 2 ⟨g_i, Σ_S g⟩ + ‖g_i‖², so all B flips of a layer cost O(B), and B of them
-    O(B²), as much as reading the inner products once.
+    The margin of layer l is equation 1, |(M - M̄) / (G_l(S) - Ḡ_l) - 1|, with G_l(S) = ‖(1/|S|) Σ_{i∈S} g_i‖. It is
+    zero at G* = Ḡ_l + M - M̄ and has a pole at Ḡ_l. On the other side of the pole it falls, towards 1, on the way off
+    from both, so a search that looks at the margin alone stays there. Hence ``guide="norm"``: each flip is the one that
+    brings G_l closest to G*, and of the subsets passed on the way, the first included, the one of least margin is
+    chosen. Flipping sample i changes ‖Σ_S g‖² by ± 2 ⟨g_i, Σ_S g⟩ + ‖g_i‖², so all B flips of a layer cost O(B), and B
+    of them O(B²), as much as reading the inner products once.
 
     Args:
         inner_products: ⟨g_i, g_j⟩ of each layer, (L, B, B).
         model_metric, model_average, gradient_averages: M, the mean loss of the batch, M̄ and Ḡ_l, (L,).
-        search: ``"removal"``, the default, takes samples out of the whole batch; ``"addition"`` starts with the most
-            helpful one and puts others in; ``"both"`` starts with the whole batch and does either.
+        search: see :mod:`composer_edba.dba.settings`; ``"addition"`` starts with the most helpful sample.
         guide: ``"norm"``, the default, or ``"margin"``: each flip is the one that lowers the margin most.
         min_subset_size: smallest subset, at least 1; ``"addition"`` reaches it whether that helps or not. Default 10.
 
@@ -85,32 +80,26 @@ def search_subsets(
     # Running sums cancel: float64. On the CPU: a GPU would have to be waited for at every flip.
     products = inner_products.to("cpu", torch.float64)
     layers, samples = products.shape[:2]
-    every = torch.arange(layers)
-    least = min(min_subset_size, samples)
+    every, least = torch.arange(layers), min(min_subset_size, samples)
     averages = gradient_averages.to("cpu", torch.float64).unsqueeze(1)
     own = products.diagonal(dim1=1, dim2=2)
 
     def judged(squares: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Margins, and what the next flip shall make small."""
+        # Margins, and what the next flip shall make small.
         norms = squares.clamp_min(0).sqrt() / sizes
         margins = margin_loss(model_metric, norms, model_average, averages)  # type: ignore[arg-type]
-        margins = torch.where(norms > 0, margins, torch.inf)
-        if guide == "margin":
-            return margins, margins
-        distances = (norms - averages - (model_metric - model_average)).abs()
-        return margins, torch.where(norms > 0, distances, torch.inf)
+        goals = margins if guide == "margin" else (norms - averages - (model_metric - model_average)).abs()
+        return torch.where(norms > 0, margins, torch.inf), torch.where(norms > 0, goals, torch.inf)
 
     members = torch.full((layers, samples), search != "addition")
     if search == "addition":
         members[every, judged(own, torch.ones_like(own))[1].argmin(1)] = True
     with_sum = (products * members.unsqueeze(1)).sum(2)  # ⟨g_i, Σ_S g⟩
-    square = (with_sum * members).sum(1, keepdim=True)
-    size = members.sum(1, keepdim=True)
+    square, size = (with_sum * members).sum(1, keepdim=True), members.sum(1, keepdim=True)
     best, (best_margin, goal) = members.clone(), (figures.clone() for figures in judged(square, size))
     active = torch.ones(layers, dtype=torch.bool)
     while active.any():
-        sign = torch.where(members, -1.0, 1.0)
-        can_go = members & (size > least)
+        sign, can_go = torch.where(members, -1.0, 1.0), members & (size > least)
         allowed = {"removal": can_go, "addition": ~members, "both": can_go | ~members}[search]
         flipped = square + 2 * sign * with_sum + own
         margins, goals = judged(flipped, (size + sign).clamp_min(1))
@@ -119,8 +108,7 @@ def search_subsets(
         grows = size[:, 0] < least
         active &= ((goals[every, at] < goal[:, 0]) | grows) & allowed[every, at]
         rows, chosen = every[active], at[active]
-        step = sign[rows, chosen]
-        square[rows, 0] = flipped[rows, chosen]
+        step, square[rows, 0] = sign[rows, chosen], flipped[rows, chosen]
         with_sum[rows] += step.unsqueeze(1) * products[rows, chosen]
         size[rows, 0] += step.long()
         members[rows, chosen] = ~members[rows, chosen]
@@ -135,10 +123,9 @@ def search_subsets(
 class LayerSubsetSelector:
     """Chooses the layers' subsets step after step: the search and the running averages around it.
 
-    On the first step, and for a layer that was not there before, the subset is the whole batch and starts the average.
+    The first subset of a layer is the whole batch and starts the average. Settings: :mod:`composer_edba.dba.settings`.
 
     Attributes:
-        ema_decay, min_subset_size, search, guide, criterion: as DBA's, see :mod:`composer_edba.dba.settings`.
         model_average: M̄; None before the first finite step.
         gradient_averages: Ḡ_l by the name of the layer.
         nonfinite_steps: batches so far whose loss or gradients were NaN or infinite.
@@ -156,45 +143,31 @@ class LayerSubsetSelector:
     def select(
         self, names: Sequence[str], inner_products: Tensor, model_metric: float, generator: torch.Generator
     ) -> LayerSubsets:
-        """Choose a subset for each layer, then take its metrics into the averages.
+        """Choose a subset for each of the layers ``names``, then take its metrics into the averages.
 
-        Args:
-            names: of the L layers.
-            inner_products, model_metric: as for :func:`search_subsets`.
-            generator: CPU generator, for ``criterion="random"``.
+        ``generator``, on the CPU, is for ``criterion="random"``; the rest is as for :func:`search_subsets`.
         """
         products = inner_products.to("cpu", torch.float64)
-        # A sum is finite only if every term is.
-        finite = bool(torch.isfinite(products.sum() + model_metric))
+        finite = bool(torch.isfinite(products.sum() + model_metric))  # only if every term is
         model_average = model_metric if self.model_average is None else self.model_average
         known = torch.tensor([name in self.gradient_averages for name in names])
         averages = torch.tensor([self.gradient_averages.get(name, 0.0) for name in names], dtype=torch.float64)
         members = torch.ones(products.shape[:2], dtype=torch.bool)
         if finite and known.any():
-            members[known] = search_subsets(
-                products[known],
-                model_metric,
-                model_average,
-                averages[known],
-                search=self.search,
-                guide=self.guide,
-                min_subset_size=self.min_subset_size,
-            )
+            how: dict[str, Any] = {name: getattr(self, name) for name in ("search", "guide", "min_subset_size")}
+            members[known] = search_subsets(products[known], model_metric, model_average, averages[known], **how)
             if self.criterion == "random":
                 ranks = torch.rand(members.shape, generator=generator).argsort(1).argsort(1)
                 members = ranks < members.sum(1, keepdim=True)
         inside = members.to(products.dtype)
         metrics = torch.einsum("li,lij,lj->l", inside, products, inside).clamp_min(0).sqrt() / inside.sum(1)
         margins = margin_loss(model_metric, metrics, model_average, averages)  # type: ignore[arg-type]
-        margins = torch.where(known, margins, 0.0)
-        if finite:
-            for name, metric in zip(names, metrics.tolist(), strict=True):
-                before = Averages(model_average, self.gradient_averages.get(name, metric))
-                after = before.updated(model_metric, metric, self.ema_decay)
-                self.model_average, self.gradient_averages[name] = after.model, after.gradient
-        else:
-            self.nonfinite_steps += 1
-        return LayerSubsets(members, metrics, margins, finite)
+        self.nonfinite_steps += not finite
+        for name, metric in zip(names, metrics.tolist(), strict=True) if finite else ():
+            before = Averages(model_average, self.gradient_averages.get(name, metric))
+            after = before.updated(model_metric, metric, self.ema_decay)
+            self.model_average, self.gradient_averages[name] = after.model, after.gradient
+        return LayerSubsets(members, metrics, torch.where(known, margins, 0.0), finite)
 
     def state_dict(self) -> dict[str, Any]:
         """Averages and counts, as plain values."""

@@ -15,9 +15,7 @@ from composer_edba.scoring.side_effects import without_side_effects
 
 __all__ = ["check_samples_stay_apart"]
 
-# Samples that the check runs on.
-_PROBE_SIZE = 8
-
+_PROBE_SIZE = 8  # samples that the check runs on
 _INSTEAD = (
     "Use GroupNorm, LayerNorm or InstanceNorm instead, or EDBA, which needs the last layer's per-sample gradients alone"
 )
@@ -26,13 +24,9 @@ _INSTEAD = (
 def check_samples_stay_apart(model: nn.Module, batch: Any) -> None:
     """Refuse a network that mixes samples while training, for then a sample has no gradient of its own.
 
-    Batch normalisation is known. Anything else is found by trying: the first sample goes through the network with its
-    neighbours and with copies of itself, dropout's masks being the same, and what comes out must be the same. Nothing
-    that the network remembers changes. With one sample only batch normalisation is looked for.
-
-    Args:
-        model: the network; ``model(batch)`` gives the outputs.
-        batch: on its device.
+    Batch normalisation is known. Anything else is found by trying, if there are two samples: the first goes through
+    with its neighbours and with copies of itself, under the same dropout masks, and what comes out must be the same.
+    Nothing that the network remembers changes. ``batch`` is on the model's device; ``model(batch)`` gives the outputs.
 
     Raises:
         ValueError: names the module and what to use instead.
@@ -43,8 +37,7 @@ def check_samples_stay_apart(model: nn.Module, batch: Any) -> None:
                 f"module {name!r} ({type(module).__name__}) normalises over the samples of the batch, so none of them "
                 f"has a gradient of its own. {_INSTEAD}"
             )
-    size = batch_size(batch)
-    if size < 2:
+    if (size := batch_size(batch)) < 2:
         return
     probe = torch.arange(min(size, _PROBE_SIZE))
     training = [module for module in model.modules() if module.training]
@@ -67,8 +60,7 @@ def _trace(model: nn.Module, batch: Any) -> list[tuple[str, nn.Module, list[Tens
     def note(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls.append((name, module, _first_rows((args, kwargs), size), _first_rows(output, size)))
 
-    hooks = [(module, partial(note, name)) for name, module in model.named_modules()]
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks]
+    handles = [m.register_forward_hook(partial(note, name), with_kwargs=True) for name, m in model.named_modules()]
     torch.manual_seed(0)  # the caller preserves the random streams
     try:
         model(batch)
@@ -82,11 +74,8 @@ def _first_rows(value: Any, size: int) -> list[Tensor]:
     if isinstance(value, Tensor):
         its_rows = value.ndim > 0 and len(value) == size and value.numel() > 0
         return [value[0].detach().to(torch.float64, copy=True)] if its_rows else []
-    if isinstance(value, Mapping):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):
-        return []
-    return [row for part in value for row in _first_rows(part, size)]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return [row for part in parts for row in _first_rows(part, size)]
 
 
 def _same(rows: list[Tensor], others: list[Tensor]) -> bool:
