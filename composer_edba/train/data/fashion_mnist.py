@@ -24,16 +24,13 @@ STD = (0.3530,)
 
 
 def fashion_mnist_splits(root: str | Path | None = None) -> Splits:
-    """Load Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): 60,000 training and 10,000 test images, 28 x 28, grey.
+    """Load Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): 60,000 training and 10,000 test images, uint8 (1, 28, 28).
 
     Images are normalised and not augmented.
 
     Args:
         root: Folder that holds the four ``.gz`` files, itself or in torchvision's ``FashionMNIST/raw``. They are also
             looked for where Debian's package puts them. Default: there alone.
-
-    Returns:
-        uint8 images ``(N, 1, 28, 28)`` and int64 labels.
 
     Raises:
         FileNotFoundError: A file is in none of the folders, or damaged.
