@@ -28,8 +28,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         overrides: ``key=value`` strings that win over the file; the key is a full dotted name, the value YAML.
 
     Raises:
-        ConfigError: When the file or an override cannot be read, a key is unknown, has a wrong type or value, or
-            a required key is unset. The message is one line.
+        ConfigError: In one line: what cannot be read, is unknown, has a wrong type or value, or is unset.
     """
     try:
         return _load(_found(path), overrides)
@@ -60,8 +59,7 @@ def _load(path: Path, overrides: Sequence[str]) -> Config:
 def _found(path: str | Path) -> Path:
     """A file of the user's, or else the shipped one of that name."""
     given, shipped = Path(path), shipped_runs()
-    name = str(given).removesuffix(".yaml")
-    if name in shipped and not given.is_file():
+    if (name := str(given).removesuffix(".yaml")) in shipped and not given.is_file():
         return YAMLS / f"{name}.yaml"
     if given.exists():
         return given
@@ -107,7 +105,9 @@ def _valid_yaml(where: str, what: str = "") -> Iterator[None]:
     except ConfigError:
         raise
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: {what}not valid YAML{_yaml_problem(error)}") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{where}: {what}not valid YAML{place}{f': {problem}' if problem else ''}") from error
     except ValueError as error:  # a number without digits, as 0x_
         raise ConfigError(f"{where}: {what}not valid YAML: {error}") from error
 
@@ -158,9 +158,3 @@ def _type_words(annotation: Any) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"{place}: {problem}" if problem else place

@@ -59,9 +59,8 @@ def random_flip(x: Tensor) -> Tensor:
 class BatchAugment:
     """Crop, flip and normalise a batch ``[x, y, ...]``: the ``batch_transforms`` of a Composer ``DataSpec``.
 
-    Composer calls it in the main process, before the batch goes to the device. The random numbers come from torch's
-    global CPU stream, which Composer keeps in its checkpoints, so a resumed run sees the same augmented images.
-    Crops are padded with zeros before normalisation, that is, with black.
+    Composer calls it in the main process. The random numbers come from torch's global CPU stream, which Composer keeps
+    in its checkpoints, so a resumed run sees the same augmented images. Crops are padded with black.
 
     Args:
         mean: Mean of each channel, of pixels in [0, 1].

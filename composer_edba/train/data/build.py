@@ -15,7 +15,7 @@ from composer_edba.train.data.label_noise import with_label_noise
 from composer_edba.train.data.splits import LabelledDataset, Splits
 from composer_edba.train.data.subset import stratified_subset
 from composer_edba.train.data.tensor_dataset import BatchTensorDataset, identity_collate
-from composer_edba.train.names import DATASETS
+from composer_edba.train.names import DATASETS, load
 
 if TYPE_CHECKING:
     from composer.core import DataSpec
@@ -23,25 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Data:
-    """Loaders of a data set and what a model must know about it.
+    """Loaders of batches ``[x, y]``, float32 ``(B, C, H, W)`` and int64 ``(B,)``, and what a model must know."""
 
-    Attributes:
-        train: Shuffled, augmented training batches ``[x, y]``: float32 ``(B, C, H, W)`` and int64 ``(B,)``.
-        eval: Evaluation batches in order, the same shapes.
-        num_classes: Classes.
-        in_channels: C.
-        train_size: Training samples of the subset, all ranks together.
-        eval_size: Evaluation samples, all ranks together.
-        validation: Held-out training samples, like ``eval``; None if there are none.
-    """
-
-    train: DataSpec
-    eval: DataSpec
+    train: DataSpec  # shuffled and augmented
+    eval: DataSpec  # in order
     num_classes: int
-    in_channels: int
-    train_size: int
-    eval_size: int
-    validation: DataSpec | None = None
+    in_channels: int  # C
+    train_size: int  # training samples of the subset, all ranks together
+    eval_size: int  # all ranks together
+    validation: DataSpec | None = None  # held-out training samples, like eval; None if there are none
 
 
 def build_data(
@@ -72,7 +62,7 @@ def build_data(
     Args:
         name: ``digits``, ``fashion_mnist``, ``cifar10``, ``cifar100`` or ``imagefolder``.
         root: Folder of the data; ``digits`` needs none, nor ``fashion_mnist`` where Debian's package is installed.
-        download: Whether what is missing may be downloaded. Only CIFAR can be; ``digits`` comes with scikit-learn.
+        download: Whether what is missing may be downloaded; only CIFAR can be.
         fraction: Share of the training samples to train on, in (0, 1]; see :func:`~.subset.stratified_subset`.
         samples: Number of training samples to train on, instead of ``fraction``. With neither: all.
         validation_samples: Training samples to hold out, class-balanced, before the choice of those to train on;
@@ -86,15 +76,13 @@ def build_data(
         batch_size: Training samples a batch and rank.
         eval_batch_size: Evaluation samples a batch and rank.
         num_workers: Worker processes of each loader and rank; for data sets in memory 0 is fastest.
-        augment: Whether to augment the training images: CIFAR random crop and flip, ``imagefolder`` random resized crop
-            and flip. ``digits`` and ``fashion_mnist`` are only normalised either way.
+        augment: Whether training images are augmented: CIFAR by random crop and flip, ``imagefolder`` by random resized
+            crop and flip, the others not at all.
         drop_last: Whether to leave out the last training batch of an epoch where it is not full.
-        image_size: Height and width in pixels; default 224 for ``imagefolder``, 32 for CIFAR, which less makes smaller
-            by averaging over areas. ``digits`` and ``fashion_mnist`` have their own.
+        image_size: Height and width in pixels, for ``imagefolder`` (224 by default) and CIFAR (32; less by area means).
 
     Raises:
-        ValueError: The name is unknown, an argument is out of range or not for this data set, or ``drop_last`` would
-            leave no batch at all.
+        ValueError: The name is unknown, an argument is out of range or not for this data set, or no batch is left.
         FileNotFoundError: The data is not in ``root``, or is corrupt; nothing has been built then.
         ImportError: A package that the data set needs is not installed.
     """
@@ -175,26 +163,18 @@ def _choose(
 
 
 def _load(name: str, root: Path | None, download: bool, augment: bool, image_size: int | None) -> Splits:
-    # The imports are inside so that each data set asks only for the packages it needs.
+    module = name.rstrip("0123456789")
     try:
+        # Imported here, so that each data set asks only for the packages it needs.
+        splits = load(f"composer_edba.train.data.{module}:{module}_splits")
         if name == "digits":
-            from composer_edba.train.data.digits import digits_splits
-
-            return digits_splits()
+            return splits()
         if name == "fashion_mnist":
-            from composer_edba.train.data.fashion_mnist import fashion_mnist_splits
-
-            return fashion_mnist_splits(root)
-        assert root is not None
+            return splits(root)
         if name == "imagefolder":
-            from composer_edba.train.data.imagefolder import imagefolder_splits
-
-            return imagefolder_splits(root, 224 if image_size is None else image_size, augment)
-        from composer_edba.train.data.cifar import cifar_splits
-
-        return cifar_splits(
-            int(name.removeprefix("cifar")), root, download, augment, 32 if image_size is None else image_size
-        )
+            return splits(root, 224 if image_size is None else image_size, augment)
+        classes = int(name.removeprefix(module))
+        return splits(classes, root, download, augment, 32 if image_size is None else image_size)
     except ModuleNotFoundError as error:
         raise ImportError(
             f"data set {name} needs the package {error.name}: pip install 'composer-edba[train]'", name=error.name

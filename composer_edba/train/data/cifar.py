@@ -63,14 +63,9 @@ def cifar_splits(
     if download:
         _download(variant, root)
     _check_files(variant, root)
-    return Splits(
-        train=_tensors(variant.dataset(root, train=True), image_size),
-        eval=_tensors(variant.dataset(root, train=False), image_size),
-        train_transform=BatchAugment(variant.mean, variant.std, crop_padding=padding, flip=augment),
-        eval_transform=BatchAugment(variant.mean, variant.std),
-        num_classes=num_classes,
-        in_channels=3,
-    )
+    train, test = (_tensors(variant.dataset(root, train=part), image_size) for part in (True, False))
+    augmented = BatchAugment(variant.mean, variant.std, crop_padding=padding, flip=augment)
+    return Splits(train, test, augmented, BatchAugment(variant.mean, variant.std), num_classes, in_channels=3)
 
 
 def _download(variant: _Variant, root: Path) -> None:

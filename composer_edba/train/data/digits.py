@@ -29,14 +29,8 @@ def digits_splits() -> Splits:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).to(torch.float32).div_(16).unsqueeze(1)
     data = BatchTensorDataset(images, torch.from_numpy(bunch.target.astype(np.int64)))
-    train = stratified_subset(bunch.target, samples=TRAIN_SIZE, seed=0)
-    test = np.setdiff1d(np.arange(len(data)), train)
+    indices = stratified_subset(bunch.target, samples=TRAIN_SIZE, seed=0)
+    others = np.setdiff1d(np.arange(len(data)), indices)
+    train, test = (data.subset(torch.from_numpy(part)) for part in (indices, others))
     normalise = BatchAugment(MEAN, STD)
-    return Splits(
-        train=data.subset(torch.from_numpy(train)),
-        eval=data.subset(torch.from_numpy(test)),
-        train_transform=normalise,
-        eval_transform=normalise,
-        num_classes=10,
-        in_channels=1,
-    )
+    return Splits(train, test, normalise, normalise, num_classes=10, in_channels=1)

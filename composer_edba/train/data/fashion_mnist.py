@@ -36,15 +36,9 @@ def fashion_mnist_splits(root: str | Path | None = None) -> Splits:
         FileNotFoundError: A file is in none of the folders, or damaged.
     """
     folders = ([] if root is None else [Path(root), Path(root) / "FashionMNIST" / "raw"]) + [DEBIAN]
+    train, test = _read("train", 60_000, folders), _read("t10k", 10_000, folders)
     normalise = BatchAugment(MEAN, STD)
-    return Splits(
-        train=_read("train", 60_000, folders),
-        eval=_read("t10k", 10_000, folders),
-        train_transform=normalise,
-        eval_transform=normalise,
-        num_classes=10,
-        in_channels=1,
-    )
+    return Splits(train, test, normalise, normalise, num_classes=10, in_channels=1)
 
 
 def _read(part: str, samples: int, folders: list[Path]) -> BatchTensorDataset:

@@ -35,11 +35,7 @@ class ClassFolder(ImageFolder):
 
 
 def read_rgb(path: str) -> Image.Image:
-    """Read an image file as RGB.
-
-    Raises:
-        OSError: The file is not an image or is cut off; the message names it.
-    """
+    """Read an image file as RGB; an OSError names the file that is no image or is cut off."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -77,14 +73,9 @@ def imagefolder_splits(root: str | Path, image_size: int = 224, augment: bool = 
         [transforms.Resize(round(image_size * 8 / 7)), transforms.CenterCrop(image_size), transforms.ToTensor()]
     )
     random = transforms.Compose([transforms.RandomResizedCrop(image_size), transforms.ToTensor()])
-    return Splits(
-        train=ClassFolder(root / "train", random if augment else centre),
-        eval=ClassFolder(eval_folder, centre),
-        train_transform=BatchAugment(MEAN, STD, flip=augment),
-        eval_transform=BatchAugment(MEAN, STD),
-        num_classes=len(train_classes),
-        in_channels=3,
-    )
+    train, test = ClassFolder(root / "train", random if augment else centre), ClassFolder(eval_folder, centre)
+    augmented = BatchAugment(MEAN, STD, flip=augment)
+    return Splits(train, test, augmented, BatchAugment(MEAN, STD), len(train_classes), in_channels=3)
 
 
 def _classes(root: Path, folder: Path) -> list[str]:

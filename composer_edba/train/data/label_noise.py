@@ -25,20 +25,15 @@ _SYMMETRIC = re.compile(r"symmetric_(\d*\.?\d+)")
 class NoisyLabels(BatchTensorDataset):
     """A data set in memory some of whose labels are wrong, ``mislabelled``: ``(N,)`` bool.
 
-    Args:
-        inputs: ``(N, ...)``, any dtype.
-        targets: ``(N,)`` int64 labels to train on.
-        clean_targets: ``(N,)`` int64 right labels.
+    It takes inputs ``(N, ...)``, ``(N,)`` int64 labels to train on, and the right ones.
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor, clean_targets: Tensor) -> None:
         super().__init__(inputs, targets)
         if len(clean_targets) != len(targets):
-            raise ValueError(
-                f"targets and clean_targets must have the same length, not {len(targets)} and {len(clean_targets)}"
-            )
-        self.clean_targets = clean_targets
-        self.mislabelled = targets != clean_targets
+            lengths = f"{len(targets)} and {len(clean_targets)}"
+            raise ValueError(f"targets and clean_targets must have the same length, not {lengths}")
+        self.clean_targets, self.mislabelled = clean_targets, targets != clean_targets
 
     def subset(self, indices: Tensor) -> NoisyLabels:
         """Copy the samples at ``indices``, ``(n,)`` int64, into a data set of their own."""

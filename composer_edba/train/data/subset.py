@@ -59,9 +59,7 @@ def _subset_size(total: int, fraction: float | None, samples: int | None) -> int
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], not {fraction}")
         return max(1, int(fraction * total + 0.5))
-    if samples is not None:
-        samples = operator.index(samples)
-        if not 1 <= samples <= total:
-            raise ValueError(f"samples must be between 1 and the {total} there are, not {samples}")
-        return samples
-    return total
+    count = total if samples is None else operator.index(samples)
+    if not 1 <= count <= total:
+        raise ValueError(f"samples must be between 1 and the {total} there are, not {count}")
+    return count

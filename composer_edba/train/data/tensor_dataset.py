@@ -29,8 +29,7 @@ class BatchTensorDataset(Dataset[tuple[Tensor, Tensor]]):
     (torch.Size([4, 3, 8, 8]), torch.Size([4]))
 
     Args:
-        inputs: ``(N, ...)``, any dtype; uint8 images take a quarter of the memory of float32 ones. They may lie on a
-            GPU, and the batches then do.
+        inputs: ``(N, ...)``, any dtype, on any device, where the batches are then too.
         targets: ``(N,)`` int64 labels, on the same device.
 
     Raises:

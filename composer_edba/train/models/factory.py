@@ -18,14 +18,13 @@ _CHANNELS = ("in_channels", "in_chans")
 
 
 def build_from_factory(name: str, num_classes: int, in_channels: int | None, kwargs: Mapping[str, Any]) -> nn.Module:
-    """Call the factory ``name`` with ``num_classes``, the channels where it takes them, and ``kwargs``.
+    """Call the factory ``name`` with ``num_classes``, the channels where it takes them, and ``kwargs``, which win.
 
     Args:
-        name: ``module:factory``; ``torchvision:NAME`` means ``torchvision.models:NAME``, ``timm:NAME``
-            ``timm.create_model(NAME)``.
+        name: ``module:factory``; ``torchvision:X`` means ``torchvision.models:X``, ``timm:X`` ``timm.create_model(X)``.
         num_classes: Outputs of the last layer.
         in_channels: Channels of the images, passed as ``in_channels`` or ``in_chans``; None: the factory's own number.
-        kwargs: Further arguments, which win.
+        kwargs: Further arguments.
 
     Raises:
         ImportError: There is no such module.
