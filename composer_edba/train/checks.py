@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import operator
 import os
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,7 @@ _VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "auto or an integer of at least 1",
     ),
 }
-_NAMES: Mapping[str, Iterable[str]] = {
-    "data.name": DATASETS,
-    "optimizer.name": OPTIMIZERS,
-    "scheduler.name": SCHEDULERS,
-}
+_NAMES = {"data.name": DATASETS, "optimizer.name": OPTIMIZERS, "scheduler.name": SCHEDULERS}
 _TIMES = (
     *(f"trainer.{name}" for name in ("max_duration", "eval_interval", "save_interval")),
     *(f"scheduler.{name}" for name in ("t_warmup", "t_max", "milestones", "step_size", "decay_period", "t_0")),
@@ -67,21 +64,18 @@ def check(config: Config) -> None:
         value = _value(config, name)
         if value is not None and not is_right(value):
             raise ConfigError(f"{name}: {value!r} is out of range; expected {wanted}")
-    if config.data.fraction is not None and config.data.samples is not None:
-        raise ConfigError(
-            f"data.samples: {config.data.samples!r} beside data.fraction={config.data.fraction!r}; set one of the two"
-        )
+    fraction, samples = config.data.fraction, config.data.samples
+    if fraction is not None and samples is not None:
+        raise ConfigError(f"data.samples: {samples!r} beside data.fraction={fraction!r}; set one of the two")
     if config.trainer.autoresume and config.trainer.save_folder is None:
         raise ConfigError("trainer.autoresume: true needs trainer.save_folder, where it looks for the checkpoint")
     ranks = int(os.environ.get("WORLD_SIZE", "1"))  # as the composer launcher says
     for name in ("data.batch_size", "data.eval_batch_size"):
         if (total := _value(config, name)) % ranks:
-            raise ConfigError(
-                f"{name}: {total} does not divide evenly among {ranks} ranks; expected a multiple of {ranks}"
-            )
+            uneven = f"{name}: {total} does not divide evenly among {ranks} ranks"
+            raise ConfigError(f"{uneven}; expected a multiple of {ranks}")
     for name, known in _NAMES.items():
-        value = _value(config, name)
-        if value not in known:
+        if (value := _value(config, name)) not in known:
             raise ConfigError(f"{name}: {value!r} is unknown; {nearest(value, known)}")
     _check_model_name(config.model.name)
     for key, value in _times(config):
@@ -97,27 +91,23 @@ def checked_algorithms(given: Mapping[Any, Any]) -> dict[str, dict[Any, Any] | N
     """The algorithms of a run by the name of their module, with their keyword arguments; None: left out.
 
     Args:
-        given: From an algorithm's name, whatever its case and underscores, to its arguments. ``None``, ``True`` or
-            ``{}`` means the defaults; ``False`` leaves the algorithm out.
+        given: As for :func:`~composer_edba.train.run.build_algorithms`, which checks what algorithms but EDBA take.
 
     Raises:
-        ConfigError: When a name is unknown or given twice, or an argument of ``edba`` is wrong. Those of other
-            algorithms are checked where they are built.
+        ConfigError: When a name is unknown or given twice, or an argument of ``edba`` is wrong.
     """
     known = algorithm_names()
     spelled = {_bare(name): name for name in known}
     found: dict[str, dict[Any, Any] | None] = {}
     for name, arguments in given.items():
-        key = f"algorithms.{name}"
-        canonical = spelled.get(_bare(str(name)))
+        key, canonical = f"algorithms.{name}", spelled.get(_bare(str(name)))
         if canonical is None:
             raise ConfigError(f"{key}: unknown algorithm; {nearest(str(name), known)}")
         if canonical in found:
             raise ConfigError(f"{key}: names {canonical} a second time; give it once")
         if not (arguments is None or isinstance(arguments, (bool, Mapping))):
-            raise ConfigError(
-                f"{key}: {arguments!r} has the wrong type; expected a mapping of arguments, true or false"
-            )
+            expected = "a mapping of arguments, true or false"
+            raise ConfigError(f"{key}: {arguments!r} has the wrong type; expected {expected}")
         keywords = dict(arguments) if isinstance(arguments, Mapping) else {}
         if canonical == "edba" and arguments is not False:
             _check_edba(keywords, key)
@@ -164,8 +154,7 @@ def _times(config: Config) -> Iterator[tuple[str, Any]]:
 def _is_time(value: int | str) -> bool:
     if isinstance(value, int):
         return value >= 0
-    match = _TIME.fullmatch(value)
-    if match is None:
+    if (match := _TIME.fullmatch(value)) is None:
         return _CLOCK.fullmatch(value) is not None
     try:
         number = float(match[1])
@@ -175,10 +164,7 @@ def _is_time(value: int | str) -> bool:
 
 
 def _value(config: Config, name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
+    return operator.attrgetter(name)(config)
 
 
 def _bare(name: str) -> str:

@@ -6,7 +6,6 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from composer_edba.train.config import load_config
 from composer_edba.train.names import DATASETS, MODELS, shipped_runs
@@ -29,23 +28,18 @@ def help_text() -> str:
         "any function that builds a classifier, as torchvision:resnet18 (short for torchvision.models:resnet18) or "
         "timm:resnet18 (timm.create_model); takes what model.kwargs holds"
     )
-    lines = [
-        USAGE,
-        "Runs that come with the package:",
-        *textwrap.wrap(", ".join(shipped_runs()), 116, initial_indent="  ", subsequent_indent="  "),
-    ]
+    runs = textwrap.wrap(", ".join(shipped_runs()), 116, initial_indent="  ", subsequent_indent="  ")
+    lines = [USAGE, "Runs that come with the package:", *runs]
     for title, entries in (("Models (model.name):", models), ("Data sets (data.name):", DATASETS)):
-        lines += ["", title]
-        for name, text in entries.items():
-            lines += _entry(name, text)
+        lines += ["", title, *(line for name, text in entries.items() for line in _entry(name, text))]
     lines += ["", "Keys (default in brackets):"]
-    section = ""
+    section, words = "", {"None": "null", "True": "true", "False": "false"}
     for key in schema_keys():
         head = key.name.rpartition(".")[0]
         if head != section:
-            section = head
             lines.append("")
-        default = "required" if key.required else _yaml_word(key.default)
+        section = head
+        default = "required" if key.required else words.get(str(key.default), str(key.default))
         lines += _entry(key.name, f"[{default}] {key.help}")
     return "\n".join(lines)
 
@@ -53,11 +47,6 @@ def help_text() -> str:
 def _entry(name: str, text: str) -> list[str]:
     first, *others = textwrap.wrap(text, width=80)
     return [f"  {name:<38}{first}", *(" " * 40 + line for line in others)]
-
-
-def _yaml_word(value: Any) -> str:
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def cli(arguments: Sequence[str]) -> int:
@@ -70,19 +59,12 @@ def cli(arguments: Sequence[str]) -> int:
         return 2
     try:
         config = load_config(arguments[0], arguments[1:])
-    except ConfigError as error:
-        return _refuse(error)
-    from composer_edba.train.run import main  # ten seconds: torch and Composer
+        from composer_edba.train.run import main  # ten seconds: torch and Composer
 
-    # Composer warns at every batch that is smaller than the microbatch, the last one of any epoch and evaluation.
-    warnings.filterwarnings("ignore", message="Cannot split tensor of length")
-    try:
+        # Composer warns at every batch that is smaller than the microbatch, the last one of any epoch and evaluation.
+        warnings.filterwarnings("ignore", message="Cannot split tensor of length")
         main(config)
     except ConfigError as error:
-        return _refuse(error)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
-
-
-def _refuse(error: ConfigError) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2

@@ -28,8 +28,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         overrides: ``key=value`` strings that win over the file; the key is a full dotted name, the value YAML.
 
     Raises:
-        ConfigError: When the file or an override cannot be read, a key is unknown, has a wrong type or value, or
-            a required key is unset. The message is one line.
+        ConfigError: In one line: what cannot be read, is unknown, has a wrong type or value, or is unset.
     """
     try:
         return _load(_found(path), overrides)
@@ -40,19 +39,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _load(path: Path, overrides: Sequence[str]) -> Config:
-    given = _plain(OmegaConf.merge(_read(path), *(_override(text) for text in overrides)))
+    # Interpolations stay unresolved: they may point at defaults, which only the schema has.
+    given = OmegaConf.to_container(OmegaConf.merge(_read(path), *map(_override, overrides)), resolve=False)
+    assert isinstance(given, dict)
     config = OmegaConf.structured(Config)
     keys = {key.name: key for key in schema_keys()}
     for name, value in _leaves(given, keys):
         _assign(config, keys[name], value)
-    unset = [
-        key
-        for key in keys.values()
-        if key.required and OmegaConf.is_missing(_section(config, key.name), _leaf(key.name))
-    ]
+    required = [(key, *key.name.rpartition(".")) for key in keys.values() if key.required]
+    unset = [f"{key.name} ({key.help})" for key, head, _, leaf in required if OmegaConf.is_missing(config[head], leaf)]
     if unset:
-        names = ", ".join(f"{key.name} ({key.help})" for key in unset)
-        raise ConfigError(f"required, but unset: {names}; set it in {path} or as key=value")
+        raise ConfigError(f"required, but unset: {', '.join(unset)}; set it in {path} or as key=value")
     loaded = OmegaConf.to_object(config)
     assert isinstance(loaded, Config)
     check(loaded)
@@ -62,8 +59,7 @@ def _load(path: Path, overrides: Sequence[str]) -> Config:
 def _found(path: str | Path) -> Path:
     """A file of the user's, or else the shipped one of that name."""
     given, shipped = Path(path), shipped_runs()
-    name = str(given).removesuffix(".yaml")
-    if name in shipped and not given.is_file():
+    if (name := str(given).removesuffix(".yaml")) in shipped and not given.is_file():
         return YAMLS / f"{name}.yaml"
     if given.exists():
         return given
@@ -78,15 +74,13 @@ def _read(path: Path) -> DictConfig:
         raise ConfigError(f"{path}: cannot read this YAML file ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file") from error
+    expected = "a run is a mapping of sections, as seed: 0 or data: {name: digits}"
     with _valid_yaml(str(path)):
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    # OmegaConf makes a mapping of a bare word too, with that one key and no value.
-    if root is not None and not isinstance(root, yaml.MappingNode):
-        raise ConfigError(
-            f"{path}: holds no mapping; a run is a mapping of sections, as seed: 0 or data: {{name: digits}}"
-        )
-    with _valid_yaml(str(path)):
-        loaded = OmegaConf.create(text) if root is not None else OmegaConf.create({})
+        # OmegaConf makes a mapping of a bare word too, with that one key and no value.
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{path}: holds no mapping; {expected}")
+        loaded = OmegaConf.create({}) if root is None else OmegaConf.create(text)
     assert isinstance(loaded, DictConfig)
     return loaded
 
@@ -108,17 +102,14 @@ def _valid_yaml(where: str, what: str = "") -> Iterator[None]:
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
         raise ConfigError(f"{where}: {key}{_first_line(error)}") from error
+    except ConfigError:
+        raise
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: {what}not valid YAML{_yaml_problem(error)}") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{where}: {what}not valid YAML{place}{f': {problem}' if problem else ''}") from error
     except ValueError as error:  # a number without digits, as 0x_
         raise ConfigError(f"{where}: {what}not valid YAML: {error}") from error
-
-
-def _plain(config: Any) -> dict[Any, Any]:
-    # Interpolations stay unresolved: they may point at defaults, which only the schema has.
-    container = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(container, dict)
-    return container
 
 
 def _leaves(given: Mapping[Any, Any], keys: Mapping[str, Key], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -129,23 +120,19 @@ def _leaves(given: Mapping[Any, Any], keys: Mapping[str, Key], prefix: str = "")
         if name in keys:
             yield name, value
         elif name not in sections:
-            while (
-                isinstance(value, Mapping) and value
-            ):  # down to the key itself: its name tells more than the section's
+            # Down to the key itself: its name tells more than the section's.
+            while isinstance(value, Mapping) and value:
                 part, value = next(iter(value.items()))
                 name = f"{name}.{part}"
             siblings = dict.fromkeys(key[len(prefix) :].partition(".")[0] for key in keys if key.startswith(prefix))
-            raise ConfigError(f"{name}: unknown key; {nearest(name, _ranked(prefix, keys), list(siblings))}")
+            # Those of the same section first, so that they win a tie.
+            ranked = sorted(keys, key=lambda known: not (prefix and known.startswith(prefix)))
+            raise ConfigError(f"{name}: unknown key; {nearest(name, ranked, list(siblings))}")
         elif isinstance(value, Mapping):
             yield from _leaves(value, keys, f"{name}.")
         elif value is not None:
-            inside = ", ".join(_leaf(key) for key in keys if key.startswith(f"{name}."))
+            inside = ", ".join(key.rpartition(".")[2] for key in keys if key.startswith(f"{name}."))
             raise ConfigError(f"{name}: {value!r} is no section; expected a mapping with keys among {inside}")
-
-
-def _ranked(prefix: str, keys: Mapping[str, Key]) -> list[str]:
-    """The known names, those of the same section first, so that they win a tie."""
-    return sorted(keys, key=lambda name: not (prefix and name.startswith(prefix)))
 
 
 def _assign(config: DictConfig, key: Key, value: Any) -> None:
@@ -156,15 +143,6 @@ def _assign(config: DictConfig, key: Key, value: Any) -> None:
         OmegaConf.update(config, key.name, {} if key.free and value is None else value, merge=False)
     except OmegaConfBaseException as error:
         raise expected from error
-
-
-def _section(config: DictConfig, name: str) -> DictConfig:
-    section = name.rpartition(".")[0]
-    return config[section] if section else config
-
-
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _type_words(annotation: Any) -> str:
@@ -180,9 +158,3 @@ def _type_words(annotation: Any) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"{place}: {problem}" if problem else place

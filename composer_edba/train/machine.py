@@ -11,8 +11,6 @@ import torch
 
 from composer_edba.loading.ranks import world_size
 
-__all__ = ["cpu_name", "hardware", "versions"]
-
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that a run computes with."""
@@ -38,6 +36,6 @@ def hardware() -> dict[str, Any]:
 def cpu_name() -> str:
     """The processor's name, as far as the system tells."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    text = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
+    named = (line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())

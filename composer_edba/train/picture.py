@@ -19,17 +19,14 @@ if TYPE_CHECKING:
 def plot_run(summary: RunSummary, log: Mapping[str, Series], path: Path) -> Path:
     """Draws the run over its optimizer steps: stacked panels that share the x axis.
 
-    A run with EDBA shows the accuracy, the batch and subset sizes, the margin, the model metric and the gradient
-    metric, each metric with its running average; any other run, and one in which nothing was scored, the accuracy, the
-    batch size and the training loss. A panel without anything to show is left out.
+    A run with EDBA shows the accuracy, the batch and subset sizes, the margin, and the model and gradient metrics, each
+    with its running average; one in which nothing was scored the accuracy, the batch size and the training loss. A
+    panel without anything to show is left out.
 
     Args:
         summary: The figures.
         log: What the run logged, from :func:`read_log`.
-        path: The PNG to write.
-
-    Returns:
-        ``path``.
+        path: The PNG to write, which is returned.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -53,9 +50,8 @@ def plot_run(summary: RunSummary, log: Mapping[str, Series], path: Path) -> Path
     axes[-1].set_xlabel("optimizer steps", color="0.25")
     axes[-1].xaxis.set_major_formatter("{x:,.0f}")
     accuracy = "" if summary.test_accuracy is None else f":  {100 * summary.test_accuracy:.1f} % test accuracy"
-    figure.suptitle(
-        f"{summary.run_name}{accuracy} after {summary.updates:,} steps", x=0.01, ha="left", fontsize=12, weight="bold"
-    )
+    title = f"{summary.run_name}{accuracy} after {summary.updates:,} steps"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
     figure.align_ylabels(axes)
     figure.savefig(path, dpi=130)
     return path
@@ -66,21 +62,12 @@ _BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#1f5fa8", "#e07b1a", "#2a8f62", "#7a4f
 
 def _draw_accuracy(axis: Axes, log: Mapping[str, Series]) -> None:
     axis.set_ylabel("test accuracy (%)")
-    series = log.get(ACCURACY)
-    if series:
-        percent = 100 * series.values
-        axis.plot(
-            series.updates, percent, color=_BLUE, linewidth=1.8, marker="o", markersize=3.5 if len(series) < 60 else 0
-        )
-        axis.annotate(
-            f"{percent[-1]:.1f}",
-            (series.updates[-1], percent[-1]),
-            textcoords="offset points",
-            xytext=(6, 0),  # beside the last point, where no line runs
-            va="center",
-            color=_BLUE,
-            fontsize=9,
-            weight="bold",
+    if series := log.get(ACCURACY):
+        percent, marker = 100 * series.values, 3.5 if len(series) < 60 else 0
+        axis.plot(series.updates, percent, color=_BLUE, linewidth=1.8, marker="o", markersize=marker)
+        text, last = f"{percent[-1]:.1f}", (series.updates[-1], percent[-1])
+        axis.annotate(  # beside the last point, where no line runs
+            text, last, (6, 0), textcoords="offset points", va="center", color=_BLUE, fontsize=9, weight="bold"
         )
 
 
@@ -113,18 +100,17 @@ def _draw_margin(axis: Axes, log: Mapping[str, Series]) -> None:
         (series.values == 0, 0.03, "v", "zero"),
     ):
         if mask.any():
-            at = series.updates[mask]
-            axis.scatter(
-                at,
-                np.full(len(at), height),
-                transform=axis.get_xaxis_transform(),
-                marker=marker,
-                s=14,
-                color=_GREY,
-                linewidths=0.8,
-                label=f"{text} ({len(at):,})",
-                clip_on=False,
-            )
+            at, edge = series.updates[mask], axis.get_xaxis_transform()
+            heights, label = np.full(len(at), height), f"{text} ({len(at):,})"
+            style: dict[str, Any] = {
+                "marker": marker,
+                "s": 14,
+                "color": _GREY,
+                "linewidths": 0.8,
+                "label": label,
+                "clip_on": False,
+            }
+            axis.scatter(at, heights, transform=edge, **style)
 
 
 def _draw_model_metric(axis: Axes, log: Mapping[str, Series]) -> None:
@@ -154,11 +140,10 @@ def _draw_line(
         axis.plot(series.updates, values, color=color, linewidth=width, alpha=alpha, label=label, **style)
 
 
-def _draw_points(axis: Axes, series: Series | None, color: str, label: str) -> None:
+def _draw_points(axis: Axes, series: Series, color: str, label: str) -> None:
     if series:
         # The more steps, the fainter each: density carries the picture.
-        alpha = min(0.6, max(0.05, 300 / len(series)))
-        size = 5 if len(series) > 100 else 14
+        size, alpha = 5 if len(series) > 100 else 14, min(0.6, max(0.05, 300 / len(series)))
         axis.scatter(series.updates, series.values, s=size, color=color, alpha=alpha, linewidths=0)
         axis.scatter([], [], s=12, color=color, label=label)
 

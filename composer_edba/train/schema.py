@@ -131,10 +131,7 @@ class OutputConfig:
 
 @dataclass
 class Config:
-    """A whole run.
-
-    ``algorithms`` maps names to keyword arguments: ``edba``, or any class of ``composer.algorithms`` in snake case.
-    """
+    """A whole run."""
 
     seed: int = _key(0, "seed of the weights, the batches and the subsets")
     torch_num_threads: int | None = _key(None, "threads torch computes with on the CPU; null: torch's default")
@@ -175,11 +172,9 @@ class Key:
 
 def schema_keys(schema: type = Config, prefix: str = "") -> Iterator[Key]:
     """Every key of the schema, in its order, by full dotted name."""
-    hints = get_type_hints(schema)
-    defaults = schema()
+    hints, defaults = get_type_hints(schema), schema()
     for item in fields(schema):
         if is_dataclass(hints[item.name]):
             yield from schema_keys(hints[item.name], f"{prefix}{item.name}.")
         else:
-            default = getattr(defaults, item.name)
-            yield Key(prefix + item.name, hints[item.name], default, item.metadata["help"])
+            yield Key(prefix + item.name, hints[item.name], getattr(defaults, item.name), item.metadata["help"])

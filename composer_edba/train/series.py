@@ -37,7 +37,7 @@ def read_log(trainer: Trainer) -> dict[str, Series]:
     Raises:
         ValueError: When the Trainer has no ``InMemoryLogger``.
     """
-    memory = next((d for d in trainer.logger.destinations if isinstance(d, InMemoryLogger)), None)
+    memory = next((each for each in trainer.logger.destinations if isinstance(each, InMemoryLogger)), None)
     if memory is None:
         raise ValueError("trainer.logger.destinations: holds no InMemoryLogger; pass loggers=[InMemoryLogger()]")
     log = {}
@@ -46,26 +46,17 @@ def read_log(trainer: Trainer) -> dict[str, Series]:
         lag = 0 if name.startswith(("metrics/eval/", "time/", "edba/overhead", "dba/overhead", "edba/cache")) else 1
         numeric = [(int(stamp.batch) + lag, float(value)) for stamp, value in entries if not isinstance(value, str)]
         log[name] = Series(*(np.array(column) for column in zip(*numeric, strict=True)))
-    drawn = log.get("time/sample")
-    if drawn and len(drawn) > 1:
+    if (drawn := log.get("time/sample")) and len(drawn) > 1:
         # Composer logs the samples drawn so far at the start of every update and once more at the end.
-        sizes = np.diff(drawn.values)
-        log["batch_size"] = Series(drawn.updates[1:], sizes)
-    drawn = log.get("edba/samples_drawn")
-    if drawn:
-        log["batch_size"] = Series(drawn.updates, np.diff(drawn.values, prepend=_count_before(drawn)))
-    trained = log.get("edba/samples_trained")
-    if trained:
-        log["subset_size"] = Series(trained.updates, np.diff(trained.values, prepend=_count_before(trained)))
-    target = log.get("edba/target_batch_size")
-    if target:
+        log["batch_size"] = Series(drawn.updates[1:], np.diff(drawn.values))
+    for count, size in (("edba/samples_drawn", "batch_size"), ("edba/samples_trained", "subset_size")):
+        if total := log.get(count):
+            # A resumed run starts at the count of the run before it, which is not in this log.
+            before = 0.0 if total.updates[0] == 1 else np.nan
+            log[size] = Series(total.updates, np.diff(total.values, prepend=before))
+    if target := log.get("edba/target_batch_size"):
         log[TARGET] = Series(target.updates, target.values * dist.get_world_size())
     return log
-
-
-def _count_before(total: Series) -> float:
-    """A resumed run starts at the count of the run before it, which is not in this log."""
-    return 0.0 if total.updates[0] == 1 else np.nan
 
 
 def whole_batches(log: Mapping[str, Series]) -> Series | None:
@@ -73,7 +64,6 @@ def whole_batches(log: Mapping[str, Series]) -> Series | None:
     sizes, position = log.get("batch_size"), log.get("time/batch_in_epoch")
     if not sizes or not position:
         return None
-    ends_epoch = position.values[1:] == 0
     smaller = np.diff(sizes.values, prepend=sizes.values[:1]) < 0
-    whole = ~(ends_epoch & smaller)
+    whole = ~(smaller & (position.values[1:] == 0))  # 0: the update ended an epoch
     return Series(sizes.updates[whole], sizes.values[whole])

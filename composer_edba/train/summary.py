@@ -28,44 +28,23 @@ PLOT_FILE = "run.png"
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A finished run.
-
-    Counts are sums over all ranks and, after a resume, include what was done before it. ``None`` stands for a figure
-    that nothing has counted.
-
-    Attributes:
-        run_name: The run's name.
-        test_accuracy: Share of the test set classified right at the last evaluation, never at the best one.
-        updates: Optimizer steps.
-        epochs: Completed passes over the training samples.
-        train_size: Training samples that the run may draw from.
-        samples_drawn: Samples that the loader gave.
-        samples_scored: Samples that EDBA scored; 0 without EDBA.
-        samples_trained: Samples that a gradient was taken of.
-        distinct_samples: Different samples among those.
-        distinct_is_bound: Whether ``distinct_samples`` is an upper bound instead of a count.
-        overhead: Mean share of a step's time spent on scoring and selection.
-        train_seconds: Wall-clock of training: loading and checkpoints included, evaluation excluded.
-        final_batch_size: Batch size, summed over ranks, at the end.
-        nonfinite_steps: Steps at which EDBA met a loss or gradient that is not finite; 0 without EDBA.
-        edba: What EDBA did, in a sentence; None without EDBA.
-    """
+    """A finished run: counts over all ranks, from before a resume too; ``None`` where nothing has counted."""
 
     run_name: str
-    test_accuracy: float | None
-    updates: int
-    epochs: int
-    train_size: int
-    samples_drawn: int
-    samples_scored: int | None
-    samples_trained: int | None
-    distinct_samples: int | None
-    distinct_is_bound: bool
-    overhead: float | None
-    train_seconds: float
-    final_batch_size: int | None
-    nonfinite_steps: int
-    edba: str | None
+    test_accuracy: float | None  # share classified right at the last evaluation, never at the best one
+    updates: int  # optimizer steps
+    epochs: int  # completed passes over the training samples
+    train_size: int  # training samples that the run may draw from
+    samples_drawn: int  # samples that the loader gave
+    samples_scored: int | None  # samples that EDBA scored; 0 without EDBA
+    samples_trained: int | None  # samples that a gradient was taken of
+    distinct_samples: int | None  # different samples among those
+    distinct_is_bound: bool  # whether distinct_samples is an upper bound instead of a count
+    overhead: float | None  # mean share of a step's time spent on scoring and selection
+    train_seconds: float  # wall-clock of training: loading and checkpoints included, evaluation excluded
+    final_batch_size: int | None  # summed over ranks
+    nonfinite_steps: int  # steps at which EDBA met a loss or gradient that is not finite; 0 without EDBA
+    edba: str | None  # what EDBA did, in a sentence; None without EDBA
 
 
 def summarize(trainer: Trainer, train_size: int, partial_epochs: bool = False) -> RunSummary:
@@ -74,7 +53,7 @@ def summarize(trainer: Trainer, train_size: int, partial_epochs: bool = False) -
     Args:
         trainer: The Trainer, after ``fit()``.
         train_size: Training samples that the run may draw from.
-        partial_epochs: Whether an epoch leaves samples out by chance, as with ``drop_last``. Default: ``False``.
+        partial_epochs: Whether an epoch leaves samples out by chance, as with ``drop_last``.
 
     Raises:
         ValueError: When the Trainer has no ``InMemoryLogger``.
@@ -83,22 +62,19 @@ def summarize(trainer: Trainer, train_size: int, partial_epochs: bool = False) -
     time = trainer.state.timestamp
     # What EDBA leaves out before loading it, Composer does not see.
     drawn = _last_count(log, "edba/samples_drawn") or int(time.sample)
-    scored: int | None
-    trained: int | None
-    overhead: float | None
+    scored: int | None = 0  # DBA runs on whole batches, and then chooses gradients
+    trained: int | None = drawn
+    is_bound = False
     edba = next((algorithm for algorithm in trainer.state.algorithms if isinstance(algorithm, EDBA)), None)
     if edba is not None:
         scored, trained = _last_count(log, "edba/samples_scored"), _last_count(log, "edba/samples_trained")
-        distinct, is_bound = _last_count(log, "edba/distinct_samples"), False
-        overhead = float(np.mean(log["edba/overhead"].values)) if "edba/overhead" in log else None
-    elif "dba/overhead" in log:  # DBA runs on whole batches, and then chooses gradients
-        scored, trained, distinct, is_bound = 0, drawn, _last_count(log, "dba/distinct_samples"), False
-        overhead = float(np.mean(log["dba/overhead"].values))
+        distinct, overhead = _last_count(log, "edba/distinct_samples"), _mean(log, "edba/overhead")
+    elif "dba/overhead" in log:
+        distinct, overhead = _last_count(log, "dba/distinct_samples"), _mean(log, "dba/overhead")
     else:
-        scored, trained, overhead = 0, drawn, 0.0
         # Without replacement an epoch visits no sample twice. When epochs leave out different ones, how many they
         # visit together is known only from above.
-        distinct = min(drawn, train_size)
+        distinct, overhead = min(drawn, train_size), 0.0
         is_bound = partial_epochs and int(time.epoch) + (int(time.batch_in_epoch) > 0) > 1
     if any(isinstance(algorithm, SelectiveBackprop) for algorithm in trainer.state.algorithms):
         # It scores and drops samples without counting them, after EDBA.
@@ -126,28 +102,22 @@ def summarize(trainer: Trainer, train_size: int, partial_epochs: bool = False) -
 def write_summary(
     summary: RunSummary, log: Mapping[str, Series], folder: Path, config: Mapping[str, Any], plot: bool = True
 ) -> None:
-    """Prints the table and writes ``summary.json`` and the plot into ``folder``.
-
-    The last line printed is the path of the plot, or of ``summary.json`` without one.
+    """Prints the table, writes ``summary.json`` and the plot, and prints the path of the last file written.
 
     Args:
         summary: The figures.
         log: What the run logged, from :func:`read_log`.
         folder: Made when it does not exist; files of an earlier run in it are overwritten.
         config: The run's configuration, kept in ``summary.json``.
-        plot: Whether to write the plot. Default: ``True``.
+        plot: Whether to write the plot.
     """
     folder.mkdir(parents=True, exist_ok=True)
     print_table(summary)
     accuracy = log.get(ACCURACY)
+    points = zip(accuracy.updates, accuracy.values, strict=True) if accuracy else ()
     record = {
         "results": asdict(summary),
-        "evaluations": [
-            {"update": int(update), "test_accuracy": float(value)}
-            for update, value in zip(accuracy.updates, accuracy.values, strict=True)
-        ]
-        if accuracy
-        else [],
+        "evaluations": [{"update": int(update), "test_accuracy": float(value)} for update, value in points],
         "seed": config.get("seed"),
         "config": config,
         "versions": versions(),
@@ -179,17 +149,14 @@ def print_table(summary: RunSummary) -> None:
 
 def table_rows(summary: RunSummary) -> list[tuple[str, str, str]]:
     """The table's rows: what, how much, and a remark."""
-    distinct, passes = _number(summary.distinct_samples), "pass" if summary.epochs == 1 else "passes"
+    distinct = "<= " * summary.distinct_is_bound + _number(summary.distinct_samples)
+    passes = "pass" if summary.epochs == 1 else "passes"
     return [
         ("test accuracy", _percent(summary.test_accuracy, 2), "last evaluation"),
         ("optimizer steps", _number(summary.updates), f"{summary.epochs} full {passes} over the data"),
         ("samples scored", _number(summary.samples_scored), "forward only, to choose subsets"),
         ("samples trained on", _number(summary.samples_trained), f"of {_number(summary.samples_drawn)} drawn"),
-        (
-            "distinct samples",
-            f"<= {distinct}" if summary.distinct_is_bound else distinct,
-            f"of {_number(summary.train_size)} in the training set",
-        ),
+        ("distinct samples", distinct, f"of {_number(summary.train_size)} in the training set"),
         ("overhead", _percent(summary.overhead, 1), "of a step: scoring and selection"),
         ("training time", f"{summary.train_seconds:,.1f} s", "wall-clock, evaluation excluded"),
         ("final batch size", _number(summary.final_batch_size), ""),
@@ -197,13 +164,16 @@ def table_rows(summary: RunSummary) -> list[tuple[str, str, str]]:
 
 
 def _batch_size_now(trainer: Trainer) -> int | None:
-    sampler = getattr(trainer.state.train_dataloader, "batch_sampler", None)
-    size = getattr(sampler, "batch_size", None)
+    size = getattr(getattr(trainer.state.train_dataloader, "batch_sampler", None), "batch_size", None)
     return None if size is None else int(size) * dist.get_world_size()
 
 
 def _last_count(log: Mapping[str, Series], name: str) -> int | None:
     return int(log[name].values[-1]) if name in log else None
+
+
+def _mean(log: Mapping[str, Series], name: str) -> float | None:
+    return float(np.mean(log[name].values)) if name in log else None
 
 
 def _number(value: int | None) -> str:

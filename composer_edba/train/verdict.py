@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def what_edba_did(edba: EDBA, log: Mapping[str, Series], drawn: int, trained: int | None) -> str:
-    """Says how many batches subsets were chosen of, what share was left out and how the batch size moved.
+    """How many batches subsets were chosen of, what share was left out and how the batch size moved.
 
     Args:
         edba: The run's EDBA, after ``fit()``.
@@ -25,19 +25,16 @@ def what_edba_did(edba: EDBA, log: Mapping[str, Series], drawn: int, trained: in
     """
     batches, scored = len(log.get("edba/subset_size", ())), len(log.get("edba/margin", ()))
     if scored == 0:
-        return f"EDBA did nothing: {_why_unscored(edba, batches)}"
+        names = ("interval", "interrupt", "start", "end")
+        given = {name: edba.settings[name] for name in names}
+        told = [name for name in names if name == "interval" or given[name] != SETTINGS[name].default]
+        words = ", ".join(f"{name}={given[name]}" for name in told)
+        return f"EDBA did nothing: {words} let none of the {batches:,} batches be scored"
     share = 0.0 if trained is None else 100 * (1 - trained / drawn)
     left_out = f"leaving out {share:.{0 if share >= 9.5 else 1}f} % of the samples drawn"
     if share == 0:
         left_out = f"leaving out nothing, because {_why_whole(edba, log, scored)}"
     return f"EDBA chose subsets in {scored:,} of {batches:,} batches, {left_out}; {_size(edba, log, scored)}"
-
-
-def _why_unscored(edba: EDBA, batches: int) -> str:
-    names = ("interval", "interrupt", "start", "end")
-    given = {name: edba.settings[name] for name in names if edba.settings[name] != SETTINGS[name].default}
-    words = ", ".join(f"{name}={value}" for name, value in {"interval": edba.settings["interval"], **given}.items())
-    return f"{words} let none of the {batches:,} batches be scored"
 
 
 def _why_whole(edba: EDBA, log: Mapping[str, Series], scored: int) -> str:

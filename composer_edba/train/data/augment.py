@@ -14,13 +14,11 @@ def random_crop(x: Tensor, padding: int) -> Tensor:
     """Shift every image by its own random offset: pad with zeros, then cut out the original size.
 
     Offsets are uniform over the ``(2 * padding + 1) ** 2`` possible ones and come from torch's global CPU stream.
+    Shape, dtype and device stay.
 
     Args:
         x: Images ``(B, C, H, W)``, any dtype.
         padding: Zeros added on each side, in pixels; 0 returns ``x`` and draws nothing.
-
-    Returns:
-        ``(B, C, H, W)``, the dtype and device of ``x``.
 
     Raises:
         ValueError: ``padding`` is negative or ``x`` does not have four dimensions.
@@ -47,35 +45,26 @@ def random_crop(x: Tensor, padding: int) -> Tensor:
 
 
 def random_flip(x: Tensor) -> Tensor:
-    """Mirror every image left to right with probability one half, drawn from torch's global CPU stream.
-
-    Args:
-        x: Images ``(B, C, H, W)``, any dtype.
-
-    Returns:
-        ``(B, C, H, W)``, the dtype and device of ``x``.
+    """Mirror each of the images ``(B, C, H, W)`` left to right with probability one half, by torch's global CPU stream.
 
     Raises:
         ValueError: ``x`` does not have four dimensions.
     """
     _check_images(x)
-    samples = len(x)
-    flipped = torch.randint(0, 2, (samples,)).to(x.device)
+    flipped = torch.randint(0, 2, (len(x),)).to(x.device)
     # Copying whole images from the two versions is faster than choosing pixel by pixel with torch.where.
-    versions = torch.cat([x, x.flip(3)])
-    return versions.index_select(0, torch.arange(samples, device=x.device) + samples * flipped)
+    return torch.cat([x, x.flip(3)]).index_select(0, torch.arange(len(x), device=x.device) + len(x) * flipped)
 
 
 class BatchAugment:
     """Crop, flip and normalise a batch ``[x, y, ...]``: the ``batch_transforms`` of a Composer ``DataSpec``.
 
-    Composer calls it in the main process, before the batch goes to the device. The random numbers come from torch's
-    global CPU stream, which Composer keeps in its checkpoints, so a resumed run sees the same augmented images.
-    Crops are padded with zeros before normalisation, that is, with black.
+    Composer calls it in the main process. The random numbers come from torch's global CPU stream, which Composer keeps
+    in its checkpoints, so a resumed run sees the same augmented images. Crops are padded with black.
 
     Args:
         mean: Mean of each channel, of pixels in [0, 1].
-        std: Standard deviation of each channel, of pixels in [0, 1].
+        std: Standard deviation, likewise.
         crop_padding: ``padding`` of :func:`random_crop`, in pixels; 0 does not crop.
         flip: Whether to apply :func:`random_flip`.
 
@@ -90,19 +79,11 @@ class BatchAugment:
             raise ValueError(f"std must be positive, not {tuple(std)}")
         if crop_padding < 0:
             raise ValueError(f"crop_padding must not be negative, not {crop_padding}")
-        self.mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
-        self.std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
-        self.crop_padding = crop_padding
-        self.flip = flip
+        self.mean, self.std = (torch.tensor(each, dtype=torch.float32).view(-1, 1, 1) for each in (mean, std))
+        self.crop_padding, self.flip = crop_padding, flip
 
     def __call__(self, batch: Sequence[Any]) -> list[Any]:
-        """Transform the images of a batch.
-
-        Args:
-            batch: Images ``(B, C, H, W)``, uint8 in 0..255 or floating point in [0, 1], then anything else.
-
-        Returns:
-            float32 images ``(B, C, H, W)``, then what else was there, unchanged.
+        """Transform images ``(B, C, H, W)``, uint8 in 0..255 or floating point in [0, 1], to float32; the rest stays.
 
         Raises:
             ValueError: The images do not have as many channels as there are means.
@@ -112,11 +93,9 @@ class BatchAugment:
         if x.shape[1] != len(self.mean):
             raise ValueError(f"images have {x.shape[1]} channels, mean and std {len(self.mean)}")
         x = random_crop(x, self.crop_padding)
-        if self.flip:
-            x = random_flip(x)
+        x = random_flip(x) if self.flip else x
         levels = 1.0 if x.is_floating_point() else 255.0
-        scale = (1 / (levels * self.std)).to(x.device)
-        shift = (-self.mean / self.std).to(x.device)
+        scale, shift = (1 / (levels * self.std)).to(x.device), (-self.mean / self.std).to(x.device)
         return [x.to(torch.float32, copy=True).mul_(scale).add_(shift), *rest]
 
 

@@ -15,7 +15,7 @@ from composer_edba.train.data.label_noise import with_label_noise
 from composer_edba.train.data.splits import LabelledDataset, Splits
 from composer_edba.train.data.subset import stratified_subset
 from composer_edba.train.data.tensor_dataset import BatchTensorDataset, identity_collate
-from composer_edba.train.names import DATASETS
+from composer_edba.train.names import DATASETS, load
 
 if TYPE_CHECKING:
     from composer.core import DataSpec
@@ -23,25 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Data:
-    """Loaders of a data set and what a model must know about it.
+    """Loaders of batches ``[x, y]``, float32 ``(B, C, H, W)`` and int64 ``(B,)``, and what a model must know."""
 
-    Attributes:
-        train: Shuffled, augmented training batches ``[x, y]``: float32 ``(B, C, H, W)`` and int64 ``(B,)``.
-        eval: Evaluation batches in order, the same shapes.
-        num_classes: Classes.
-        in_channels: C.
-        train_size: Training samples, all ranks together: the size of the subset where one was asked for.
-        eval_size: Evaluation samples, all ranks together.
-        validation: Held-out training samples in order, not augmented, shaped like ``eval``; None if there are none.
-    """
-
-    train: DataSpec
-    eval: DataSpec
+    train: DataSpec  # shuffled and augmented
+    eval: DataSpec  # in order
     num_classes: int
-    in_channels: int
-    train_size: int
-    eval_size: int
-    validation: DataSpec | None = None
+    in_channels: int  # C
+    train_size: int  # training samples of the subset, all ranks together
+    eval_size: int  # all ranks together
+    validation: DataSpec | None = None  # held-out training samples, like eval; None if there are none
 
 
 def build_data(
@@ -64,53 +54,42 @@ def build_data(
 ) -> Data:
     """Build the loaders of the data set called ``name``.
 
-    The training loader is an ordinary ``DataLoader`` with torch's own batch sampler over a ``DistributedSampler``, on
-    one rank too. Its order follows from ``shuffle_seed`` and the epoch, which Composer sets (a loop of one's own calls
-    ``loader.sampler.set_epoch(epoch)``), so that a run resumed in mid-epoch goes on with the same samples. Resumed
-    augmentation is the same too, except for what workers draw (``imagefolder`` with ``num_workers`` above 0).
+    The training loader is an ordinary ``DataLoader`` over a ``DistributedSampler``, on one rank too. Its order follows
+    from ``shuffle_seed`` and the epoch, which Composer sets (a loop of one's own calls
+    ``loader.sampler.set_epoch(epoch)``), so a run resumed in mid-epoch goes on with the same samples, and the same
+    augmentation, except for what workers draw (``imagefolder`` with ``num_workers`` above 0).
 
     Args:
         name: ``digits``, ``fashion_mnist``, ``cifar10``, ``cifar100`` or ``imagefolder``.
         root: Folder of the data; ``digits`` needs none, nor ``fashion_mnist`` where Debian's package is installed.
-        download: Whether what is missing may be downloaded. Only CIFAR can be; ``digits`` comes with scikit-learn.
+        download: Whether what is missing may be downloaded; only CIFAR can be.
         fraction: Share of the training samples to train on, in (0, 1]; see :func:`~.subset.stratified_subset`.
         samples: Number of training samples to train on, instead of ``fraction``. With neither: all.
-        validation_samples: Training samples to hold out for validation, class-balanced, before the choice of those to
-            train on; ``fraction`` is then a share of the rest. Default: 0.
+        validation_samples: Training samples to hold out, class-balanced, before the choice of those to train on;
+            ``fraction`` is then a share of the rest.
         subset_seed: Seed of these choices, apart from the run's own seed.
-        label_noise: Wrong labels for the training split, its held-out part included, as there would be in practice: of
-            CIFAR-N (``aggre``, ``random1`` and others) or ``symmetric_RATE``, seeded by ``subset_seed``; see
-            :func:`~.label_noise.with_label_noise`. The samples chosen are those without noise, and the evaluation
-            split stays as it is. The training loader's data set is then :class:`~.label_noise.NoisyLabels`, which
-            knows what is mislabelled. Default: none.
+        label_noise: Wrong labels for the training split, its held-out part included: of CIFAR-N or ``symmetric_RATE``,
+            seeded by ``subset_seed``; see :func:`~.label_noise.with_label_noise`. The samples chosen are those without
+            noise. The training loader's data set is then :class:`~.label_noise.NoisyLabels`. Default: none.
         shuffle_seed: Seed of the order of training samples, the same on every rank. Default: on one rank the seed last
             given to ``torch.manual_seed``, on several, where those may differ, 0.
         batch_size: Training samples a batch and rank.
         eval_batch_size: Evaluation samples a batch and rank.
-        num_workers: Worker processes of each loader and rank; they live from epoch to epoch. The data sets in memory
-            are fastest with 0.
-        augment: Whether to augment the training images: CIFAR random crop and flip, ``imagefolder`` random resized crop
-            and flip. ``digits`` and ``fashion_mnist`` are only normalised either way.
+        num_workers: Worker processes of each loader and rank; for data sets in memory 0 is fastest.
+        augment: Whether training images are augmented: CIFAR by random crop and flip, ``imagefolder`` by random resized
+            crop and flip, the others not at all.
         drop_last: Whether to leave out the last training batch of an epoch where it is not full.
-        image_size: Height and width in pixels; default 224 for ``imagefolder``, 32 for CIFAR, which less makes smaller
-            by averaging over areas. ``digits`` and ``fashion_mnist`` have their own.
-
-    Returns:
-        The loaders, sizes and numbers of classes and channels.
+        image_size: Height and width in pixels, for ``imagefolder`` (224 by default) and CIFAR (32; less by area means).
 
     Raises:
-        ValueError: The name is unknown, an argument is out of range or not for this data set, or ``drop_last`` would
-            leave no batch at all.
+        ValueError: The name is unknown, an argument is out of range or not for this data set, or no batch is left.
         FileNotFoundError: The data is not in ``root``, or is corrupt; nothing has been built then.
         ImportError: A package that the data set needs is not installed.
     """
     if name not in DATASETS:
         raise ValueError(f"unknown data set name {name!r}; {nearest(str(name), DATASETS, list_always=True)}")
-    for argument, value, least in (
-        ("batch_size", batch_size, 1),
-        ("eval_batch_size", eval_batch_size, 1),
-        ("num_workers", num_workers, 0),
-    ):
+    sizes = {"batch_size": (batch_size, 1), "eval_batch_size": (eval_batch_size, 1), "num_workers": (num_workers, 0)}
+    for argument, (value, least) in sizes.items():
         if value < least:
             raise ValueError(f"{argument} must be at least {least}, not {value}")
     if root is None and name not in ("digits", "fashion_mnist"):
@@ -122,16 +101,15 @@ def build_data(
     if download and name == "fashion_mnist":
         raise ValueError("download must be False for fashion_mnist: install Debian's dataset-fashion-mnist")
 
-    splits = _load(name, None if root is None else Path(root), download, augment, image_size)
+    folder = None if root is None else Path(root)
+    splits = _load(name, folder, download, augment, image_size)
     train: LabelledDataset = splits.train
     indices, held_out = _choose(train.targets, fraction, samples, validation_samples, subset_seed)
     if label_noise is not None:
         if not isinstance(train, BatchTensorDataset):
             raise ValueError(f"label_noise={label_noise!r} is for data sets in memory, not for {name}")
-        folder = None if root is None else Path(root)
-        train = with_label_noise(
-            train, label_noise, name=name, root=folder, num_classes=splits.num_classes, seed=subset_seed
-        )
+        classes = splits.num_classes
+        train = with_label_noise(train, label_noise, name=name, root=folder, num_classes=classes, seed=subset_seed)
     validation = train.subset(torch.from_numpy(held_out)) if validation_samples else None
     if len(indices) < len(train):
         train = train.subset(torch.from_numpy(indices))
@@ -150,22 +128,20 @@ def build_data(
     # No RandomSampler, even on one rank: it takes its seed from the global stream, from which augmentation draws too.
     # A resumed trainer gets to the start of its epoch without the augmentation, hence with another seed.
     order = dist.get_sampler(train, shuffle=True, drop_last=drop_last, seed=shuffle_seed)  # type: ignore[arg-type]
-    eval_order = dist.get_sampler(splits.eval) if several_ranks else None  # type: ignore[arg-type]
     train_loader = _loader(train, order, batch_size, num_workers, drop_last)
-    eval_loader = _loader(splits.eval, eval_order, eval_batch_size, num_workers, drop_last=False)
-    validation_spec = None
-    if validation is not None:
-        held_out_order = dist.get_sampler(validation) if several_ranks else None  # type: ignore[arg-type]
-        validation_loader = _loader(validation, held_out_order, eval_batch_size, num_workers, drop_last=False)
-        validation_spec = DataSpec(validation_loader, batch_transforms=splits.eval_transform)
+
+    def in_order(dataset: LabelledDataset) -> DataSpec:
+        sampler = dist.get_sampler(dataset) if several_ranks else None  # type: ignore[arg-type]
+        return DataSpec(_loader(dataset, sampler, eval_batch_size, num_workers), batch_transforms=splits.eval_transform)
+
     return Data(
         train=DataSpec(train_loader, batch_transforms=splits.train_transform),
-        eval=DataSpec(eval_loader, batch_transforms=splits.eval_transform),
+        eval=in_order(splits.eval),
         num_classes=splits.num_classes,
         in_channels=splits.in_channels,
         train_size=len(train),
         eval_size=len(splits.eval),
-        validation=validation_spec,
+        validation=None if validation is None else in_order(validation),
     )
 
 
@@ -187,25 +163,18 @@ def _choose(
 
 
 def _load(name: str, root: Path | None, download: bool, augment: bool, image_size: int | None) -> Splits:
-    # The imports are inside so that each data set asks only for the packages it needs.
+    module = name.rstrip("0123456789")
     try:
+        # Imported here, so that each data set asks only for the packages it needs.
+        splits = load(f"composer_edba.train.data.{module}:{module}_splits")
         if name == "digits":
-            from composer_edba.train.data.digits import digits_splits
-
-            return digits_splits()
+            return splits()
         if name == "fashion_mnist":
-            from composer_edba.train.data.fashion_mnist import fashion_mnist_splits
-
-            return fashion_mnist_splits(root)
-        assert root is not None
+            return splits(root)
         if name == "imagefolder":
-            from composer_edba.train.data.imagefolder import imagefolder_splits
-
-            return imagefolder_splits(root, 224 if image_size is None else image_size, augment)
-        from composer_edba.train.data.cifar import cifar_splits
-
-        classes = {"cifar10": 10, "cifar100": 100}[name]
-        return cifar_splits(classes, root, download, augment, 32 if image_size is None else image_size)
+            return splits(root, 224 if image_size is None else image_size, augment)
+        classes = int(name.removeprefix(module))
+        return splits(classes, root, download, augment, 32 if image_size is None else image_size)
     except ModuleNotFoundError as error:
         raise ImportError(
             f"data set {name} needs the package {error.name}: pip install 'composer-edba[train]'", name=error.name
@@ -213,9 +182,8 @@ def _load(name: str, root: Path | None, download: bool, augment: bool, image_siz
 
 
 def _loader(
-    dataset: LabelledDataset, sampler: Sampler[int] | None, batch_size: int, num_workers: int, drop_last: bool
+    dataset: LabelledDataset, sampler: Sampler[int] | None, batch_size: int, num_workers: int, drop_last: bool = False
 ) -> DataLoader[Any]:
-    in_memory = isinstance(dataset, BatchTensorDataset)
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=batch_size,
@@ -223,5 +191,5 @@ def _loader(
         drop_last=drop_last,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        collate_fn=identity_collate if in_memory else None,
+        collate_fn=identity_collate if isinstance(dataset, BatchTensorDataset) else None,
     )

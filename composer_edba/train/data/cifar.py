@@ -27,8 +27,8 @@ class _Variant:
     @property
     def files(self) -> dict[str, str]:
         """Path below the root to MD5 checksum of every file that is read."""
-        listed = [*self.dataset.train_list, *self.dataset.test_list]
-        listed.append([self.dataset.meta["filename"], self.dataset.meta["md5"]])
+        meta = [self.dataset.meta["filename"], self.dataset.meta["md5"]]
+        listed = [*self.dataset.train_list, *self.dataset.test_list, meta]
         return {f"{self.dataset.base_folder}/{name}": md5 for name, md5 in listed}
 
 
@@ -42,19 +42,15 @@ VARIANTS = {
 def cifar_splits(
     num_classes: int, root: str | Path, download: bool = False, augment: bool = True, image_size: int = 32
 ) -> Splits:
-    """Load CIFAR-10 or CIFAR-100 (Krizhevsky, 2009): 50,000 training and 10,000 test images, 32 x 32, RGB.
+    """Load CIFAR-10 or CIFAR-100 (Krizhevsky, 2009): 50,000 training and 10,000 test images, uint8 RGB.
 
     Args:
         num_classes: 10 or 100.
         root: Folder that holds ``cifar-10-batches-py`` or ``cifar-100-python``.
-        download: Whether torchvision may download what is missing into ``root``. With several ranks a node, its first
-            rank does, and the others wait; ``torch.distributed`` must then be initialised.
-        augment: Whether training images are shifted by up to 4 pixels (an eighth of the side) and mirrored at random
-            (He et al., 2016).
-        image_size: Height and width, 1 to 32; fewer than 32 pixels are means over the areas they cover. Default: 32.
-
-    Returns:
-        uint8 images ``(N, 3, image_size, image_size)`` and int64 labels.
+        download: Whether torchvision may download what is missing into ``root``. The first rank of a node does, and the
+            others wait; ``torch.distributed`` must then be initialised.
+        augment: Whether training images are shifted by up to an eighth of the side and mirrored (He et al., 2016).
+        image_size: Height and width, 1 to 32; fewer than 32 pixels are means over the areas they cover.
 
     Raises:
         ValueError: ``image_size`` is out of range.
@@ -62,20 +58,14 @@ def cifar_splits(
     """
     if not 1 <= image_size <= 32:
         raise ValueError(f"image_size must be between 1 and 32 for CIFAR, not {image_size}")
-    variant = VARIANTS[num_classes]
-    root = Path(root)
+    variant, root = VARIANTS[num_classes], Path(root)
     padding = round(image_size / 8) if augment else 0
     if download:
         _download(variant, root)
     _check_files(variant, root)
-    return Splits(
-        train=_tensors(variant.dataset(root, train=True), image_size),
-        eval=_tensors(variant.dataset(root, train=False), image_size),
-        train_transform=BatchAugment(variant.mean, variant.std, crop_padding=padding, flip=augment),
-        eval_transform=BatchAugment(variant.mean, variant.std),
-        num_classes=num_classes,
-        in_channels=3,
-    )
+    train, test = (_tensors(variant.dataset(root, train=part), image_size) for part in (True, False))
+    augmented = BatchAugment(variant.mean, variant.std, crop_padding=padding, flip=augment)
+    return Splits(train, test, augmented, BatchAugment(variant.mean, variant.std), num_classes, in_channels=3)
 
 
 def _download(variant: _Variant, root: Path) -> None:
@@ -115,9 +105,6 @@ def _how_to_get(variant: _Variant) -> str:
 def _tensors(dataset: CIFAR10, image_size: int) -> BatchTensorDataset:
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
     if image_size < images.shape[-1]:
-        images = torch.cat([_shrink(part, image_size) for part in images.split(1000)])
+        shrunk = (F.interpolate(part.float(), size=(image_size,) * 2, mode="area") for part in images.split(1000))
+        images = torch.cat([part.round_().to(torch.uint8) for part in shrunk])
     return BatchTensorDataset(images, torch.tensor(dataset.targets, dtype=torch.int64))
-
-
-def _shrink(images: torch.Tensor, image_size: int) -> torch.Tensor:
-    return F.interpolate(images.float(), size=(image_size, image_size), mode="area").round_().to(torch.uint8)

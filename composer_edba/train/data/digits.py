@@ -20,26 +20,17 @@ STD = (0.3760,)
 
 
 def digits_splits() -> Splits:
-    """Load scikit-learn's digits (Alpaydin and Kaynak, 1998): 1797 grey 8 x 8 images of ten classes.
+    """Load scikit-learn's digits (Alpaydin and Kaynak, 1998): 1797 images ``(1, 8, 8)`` of ten classes.
 
-    They are part of scikit-learn, so nothing is downloaded. The split into 1437 training and 360 test images is
-    stratified and always the same. Images are float32 in [0, 1] (the data's 17 grey levels divided by 16); they are
-    normalised and never augmented, for eight pixels leave nothing to crop and a mirrored digit is not that digit.
-
-    Returns:
-        Images ``(N, 1, 8, 8)`` and labels 0 to 9.
+    The split into 1437 training and 360 test images is stratified and always the same. Images are float32 in [0, 1]
+    (the data's 17 grey levels divided by 16); they are normalised and never augmented, for eight pixels leave nothing
+    to crop and a mirrored digit is not that digit.
     """
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).to(torch.float32).div_(16).unsqueeze(1)
     data = BatchTensorDataset(images, torch.from_numpy(bunch.target.astype(np.int64)))
-    train = stratified_subset(bunch.target, samples=TRAIN_SIZE, seed=0)
-    test = np.setdiff1d(np.arange(len(data)), train)
+    indices = stratified_subset(bunch.target, samples=TRAIN_SIZE, seed=0)
+    others = np.setdiff1d(np.arange(len(data)), indices)
+    train, test = (data.subset(torch.from_numpy(part)) for part in (indices, others))
     normalise = BatchAugment(MEAN, STD)
-    return Splits(
-        train=data.subset(torch.from_numpy(train)),
-        eval=data.subset(torch.from_numpy(test)),
-        train_transform=normalise,
-        eval_transform=normalise,
-        num_classes=10,
-        in_channels=1,
-    )
+    return Splits(train, test, normalise, normalise, num_classes=10, in_channels=1)

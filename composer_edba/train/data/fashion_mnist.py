@@ -24,7 +24,7 @@ STD = (0.3530,)
 
 
 def fashion_mnist_splits(root: str | Path | None = None) -> Splits:
-    """Load Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): 60,000 training and 10,000 test images, 28 x 28, grey.
+    """Load Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): 60,000 training and 10,000 test images, uint8 (1, 28, 28).
 
     Images are normalised and not augmented.
 
@@ -32,22 +32,13 @@ def fashion_mnist_splits(root: str | Path | None = None) -> Splits:
         root: Folder that holds the four ``.gz`` files, itself or in torchvision's ``FashionMNIST/raw``. They are also
             looked for where Debian's package puts them. Default: there alone.
 
-    Returns:
-        uint8 images ``(N, 1, 28, 28)`` and int64 labels.
-
     Raises:
         FileNotFoundError: A file is in none of the folders, or damaged.
     """
     folders = ([] if root is None else [Path(root), Path(root) / "FashionMNIST" / "raw"]) + [DEBIAN]
+    train, test = _read("train", 60_000, folders), _read("t10k", 10_000, folders)
     normalise = BatchAugment(MEAN, STD)
-    return Splits(
-        train=_read("train", 60_000, folders),
-        eval=_read("t10k", 10_000, folders),
-        train_transform=normalise,
-        eval_transform=normalise,
-        num_classes=10,
-        in_channels=1,
-    )
+    return Splits(train, test, normalise, normalise, num_classes=10, in_channels=1)
 
 
 def _read(part: str, samples: int, folders: list[Path]) -> BatchTensorDataset:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -21,12 +20,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 class ClassFolder(ImageFolder):
-    """torchvision's ``ImageFolder``, which can be cut down and which names a file that cannot be read.
-
-    Args:
-        root: Folder with one folder of images a class.
-        transform: Applied to every image (PIL, RGB) when it is read.
-    """
+    """torchvision's ``ImageFolder`` (images in PIL, RGB), which can be cut down and names a file it cannot read."""
 
     def __init__(self, root: Path, transform: transforms.Compose) -> None:
         super().__init__(root, transform=transform, loader=read_rgb)
@@ -35,19 +29,13 @@ class ClassFolder(ImageFolder):
         """Return a folder with only the samples at ``indices``, ``(n,)`` int64, and all the classes."""
         # Still a torchvision data set: Composer's AugMix and RandAugment refuse a torch.utils.data.Subset.
         kept = copy.copy(self)
-        samples: list[tuple[str, int]] = [self.samples[i] for i in indices.tolist()]
-        kept.samples = samples
-        kept.imgs = samples
-        kept.targets = [target for _, target in samples]
+        kept.samples = kept.imgs = [self.samples[i] for i in indices.tolist()]
+        kept.targets = [target for _, target in kept.samples]
         return kept
 
 
 def read_rgb(path: str) -> Image.Image:
-    """Read an image file as RGB.
-
-    Raises:
-        OSError: The file is not an image or is cut off; the message names it.
-    """
+    """Read an image file as RGB; an OSError names the file that is no image or is cut off."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -56,16 +44,15 @@ def read_rgb(path: str) -> Image.Image:
 
 
 def imagefolder_splits(root: str | Path, image_size: int = 224, augment: bool = True) -> Splits:
-    """Read images from ``root/train/CLASS/*`` and ``root/val/CLASS/*`` (or ``root/test/CLASS/*``).
+    """Read RGB images from ``root/train/CLASS/*`` and ``root/val/CLASS/*`` (or ``root/test/CLASS/*``).
+
+    Labels number the class folders in alphabetical order.
 
     Args:
         root: Folder with ``train`` and ``val`` or ``test``; ``val`` is taken where both exist.
         image_size: Height and width after the transforms, in pixels.
         augment: Whether training images are random resized crops (Szegedy et al., 2015), mirrored at random. Otherwise,
             and for evaluation, the shorter side becomes 8/7 of ``image_size`` and the centre is cut out.
-
-    Returns:
-        RGB images ``(3, image_size, image_size)`` and labels, the class folders in alphabetical order.
 
     Raises:
         FileNotFoundError: A split is not there, or has no class folders or a class folder without images.
@@ -78,33 +65,24 @@ def imagefolder_splits(root: str | Path, image_size: int = 224, augment: bool = 
     train_classes, eval_classes = (_classes(root, folder) for folder in (root / "train", eval_folder))
     if train_classes != eval_classes:
         differing = ", ".join(sorted(set(train_classes) ^ set(eval_classes)))
-        raise ValueError(
-            f"{root / 'train'} and {eval_folder} must have the same class folders; they differ in {differing}"
-        )
+        what = f"{root / 'train'} and {eval_folder} must have the same class folders"
+        raise ValueError(f"{what}; they differ in {differing}")
 
     # ToTensor by name: Composer's RandAugment and AugMix look for it to go in front of it.
-    centre: list[Any] = [
-        transforms.Resize(round(image_size * 8 / 7)),
-        transforms.CenterCrop(image_size),
-        transforms.ToTensor(),
-    ]
-    random: list[Any] = [transforms.RandomResizedCrop(image_size), transforms.ToTensor()]
-    return Splits(
-        train=ClassFolder(root / "train", transforms.Compose(random if augment else centre)),
-        eval=ClassFolder(eval_folder, transforms.Compose(centre)),
-        train_transform=BatchAugment(MEAN, STD, flip=augment),
-        eval_transform=BatchAugment(MEAN, STD),
-        num_classes=len(train_classes),
-        in_channels=3,
+    centre = transforms.Compose(
+        [transforms.Resize(round(image_size * 8 / 7)), transforms.CenterCrop(image_size), transforms.ToTensor()]
     )
+    random = transforms.Compose([transforms.RandomResizedCrop(image_size), transforms.ToTensor()])
+    train, test = ClassFolder(root / "train", random if augment else centre), ClassFolder(eval_folder, centre)
+    augmented = BatchAugment(MEAN, STD, flip=augment)
+    return Splits(train, test, augmented, BatchAugment(MEAN, STD), len(train_classes), in_channels=3)
 
 
 def _classes(root: Path, folder: Path) -> list[str]:
     """Sorted class folders of a split, each with at least one image."""
     expected = (
-        f"expected in {root.absolute()}: train/CLASS/IMAGE and val/CLASS/IMAGE (or test/CLASS/IMAGE), "
-        f"with images that end in {', '.join(IMG_EXTENSIONS)}. Unpack the data set's archive there; it cannot be "
-        "downloaded."
+        f"expected in {root.absolute()}: train/CLASS/IMAGE and val/CLASS/IMAGE (or test/CLASS/IMAGE), with images that "
+        f"end in {', '.join(IMG_EXTENSIONS)}. Unpack the data set's archive there; it cannot be downloaded."
     )
     if not folder.is_dir():
         raise FileNotFoundError(f"no image folder {folder.absolute()}; {expected}")

@@ -12,14 +12,9 @@ from torch import Tensor
 
 from composer_edba.train.data.tensor_dataset import BatchTensorDataset
 
+_RANDOM = {f"random{i}": f"random_label{i}" for i in (1, 2, 3)}
 HUMAN_LABELS = {
-    "cifar10": {
-        "aggre": "aggre_label",
-        "random1": "random_label1",
-        "random2": "random_label2",
-        "random3": "random_label3",
-        "worse": "worse_label",
-    },
+    "cifar10": {"aggre": "aggre_label", **_RANDOM, "worse": "worse_label"},
     "cifar100": {"noisy": "noisy_label"},
 }
 """Data set -> name of a noise -> its key in the file of CIFAR-N."""
@@ -28,25 +23,17 @@ _SYMMETRIC = re.compile(r"symmetric_(\d*\.?\d+)")
 
 
 class NoisyLabels(BatchTensorDataset):
-    """A data set in memory some of whose labels are wrong.
+    """A data set in memory some of whose labels are wrong, ``mislabelled``: ``(N,)`` bool.
 
-    Args:
-        inputs: ``(N, ...)``, any dtype.
-        targets: ``(N,)`` int64 labels to train on.
-        clean_targets: ``(N,)`` int64 right labels.
-
-    Attributes:
-        mislabelled: ``(N,)`` bool: which labels are wrong.
+    It takes inputs ``(N, ...)``, ``(N,)`` int64 labels to train on, and the right ones.
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor, clean_targets: Tensor) -> None:
         super().__init__(inputs, targets)
         if len(clean_targets) != len(targets):
-            raise ValueError(
-                f"targets and clean_targets must have the same length, not {len(targets)} and {len(clean_targets)}"
-            )
-        self.clean_targets = clean_targets
-        self.mislabelled = targets != clean_targets
+            lengths = f"{len(targets)} and {len(clean_targets)}"
+            raise ValueError(f"targets and clean_targets must have the same length, not {lengths}")
+        self.clean_targets, self.mislabelled = clean_targets, targets != clean_targets
 
     def subset(self, indices: Tensor) -> NoisyLabels:
         """Copy the samples at ``indices``, ``(n,)`` int64, into a data set of their own."""
@@ -56,7 +43,7 @@ class NoisyLabels(BatchTensorDataset):
 def with_label_noise(
     dataset: BatchTensorDataset, noise: str, *, name: str, root: Path | None, num_classes: int, seed: int = 0
 ) -> NoisyLabels:
-    """Exchange the labels of a training set for noisy ones.
+    """Exchange the labels of a training set for noisy ones; the inputs are shared.
 
     Args:
         dataset: The whole training set, with the right labels and in the data set's own order.
@@ -66,18 +53,14 @@ def with_label_noise(
         name: The data set's name.
         root: Folder that holds ``cifar-n/cifar10n.npz`` or ``cifar-n/cifar100n.npz``; only for human labels.
         num_classes: Classes.
-        seed: Seed of the symmetric noise, not negative. Default 0.
-
-    Returns:
-        The data set with the noisy labels, sharing its inputs.
+        seed: Seed of the symmetric noise, not negative.
 
     Raises:
         ValueError: ``noise`` is unknown or not for this data set, or the file belongs to another order of samples.
         FileNotFoundError: The file of human labels is not there.
     """
     clean = np.asarray(dataset.targets)
-    match = _SYMMETRIC.fullmatch(noise)
-    if match:
+    if match := _SYMMETRIC.fullmatch(noise):
         labels = symmetric_noise(clean, float(match[1]), num_classes=num_classes, seed=seed)
     elif noise in HUMAN_LABELS.get(name, {}):
         assert root is not None
@@ -89,17 +72,14 @@ def with_label_noise(
 
 
 def symmetric_noise(labels: npt.ArrayLike, rate: float, *, num_classes: int, seed: int = 0) -> npt.NDArray[np.int64]:
-    """Give a random share of the samples another label, uniformly one of the other classes.
+    """Give a random share of ``(N,)`` labels another value, uniformly one of the other classes.
 
     Args:
         labels: Right labels, ``(N,)`` integers in [0, ``num_classes``).
         rate: Share that becomes wrong, in (0, 1), rounded to whole samples. (Where papers let the right class be drawn
             as well, their rate r makes a share r (C - 1) / C of C classes wrong.)
         num_classes: C, at least 2.
-        seed: Seed of the choice, not negative; no global random stream is read or moved. Default 0.
-
-    Returns:
-        ``(N,)`` labels.
+        seed: Seed of the choice, not negative; no global random stream is read or moved.
 
     Raises:
         ValueError: ``rate`` is out of its range or there is one class only.

@@ -13,8 +13,7 @@ from composer_edba.train.data.augment import BatchAugment
 class LabelledDataset(Protocol):
     """A map-style data set that knows its labels and can be cut down."""
 
-    targets: Any
-    """Class of every sample, ``(N,)``."""
+    targets: Any  # class of every sample, (N,)
 
     def __len__(self) -> int: ...
 

@@ -10,20 +10,13 @@ import numpy.typing as npt
 
 
 def stratified_subset(
-    labels: Sequence[int] | npt.ArrayLike,
-    *,
-    fraction: float | None = None,
-    samples: int | None = None,
-    seed: int = 0,
+    labels: Sequence[int] | npt.ArrayLike, *, fraction: float | None = None, samples: int | None = None, seed: int = 0
 ) -> npt.NDArray[np.int64]:
-    """Choose a subset whose classes keep their proportions.
+    """Choose a subset whose classes keep their proportions to less than one sample.
 
     Every class gets the whole part of its proportional share; the samples left over go one each to the classes with
-    the largest remainders, ties at random (the largest remainder method). So a class differs from its share by less
-    than one sample, and of balanced classes more numerous than ``samples``, distinct ones are drawn at random.
-    The choice depends on the arguments alone: no global random stream is read or moved.
-
-    The settings of the EDBA paper are ``fraction=1.0``, ``0.1``, ``0.01`` and ``samples=100``.
+    the largest remainders, ties at random (the largest remainder method). The choice depends on the arguments alone: no
+    global random stream is read or moved. The EDBA paper has ``fraction=1.0``, ``0.1``, ``0.01`` and ``samples=100``.
 
     Args:
         labels: Class of every sample, ``(N,)`` integers.
@@ -66,9 +59,7 @@ def _subset_size(total: int, fraction: float | None, samples: int | None) -> int
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], not {fraction}")
         return max(1, int(fraction * total + 0.5))
-    if samples is not None:
-        samples = operator.index(samples)
-        if not 1 <= samples <= total:
-            raise ValueError(f"samples must be between 1 and the {total} there are, not {samples}")
-        return samples
-    return total
+    count = total if samples is None else operator.index(samples)
+    if not 1 <= count <= total:
+        raise ValueError(f"samples must be between 1 and the {total} there are, not {count}")
+    return count

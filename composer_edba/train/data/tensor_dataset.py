@@ -20,8 +20,7 @@ def identity_collate(batch: T) -> T:
 class BatchTensorDataset(Dataset[tuple[Tensor, Tensor]]):
     """Inputs and labels held as two tensors.
 
-    A ``DataLoader`` asks for a whole batch through ``__getitems__``, so that a batch costs two indexing operations
-    however large it is. Use it with :func:`identity_collate`:
+    A ``DataLoader`` with :func:`identity_collate` gets a whole batch by two indexing operations:
 
     >>> dataset = BatchTensorDataset(torch.zeros(10, 3, 8, 8), torch.zeros(10, dtype=torch.int64))
     >>> loader = torch.utils.data.DataLoader(dataset, batch_size=4, shuffle=True, collate_fn=identity_collate)
@@ -30,8 +29,7 @@ class BatchTensorDataset(Dataset[tuple[Tensor, Tensor]]):
     (torch.Size([4, 3, 8, 8]), torch.Size([4]))
 
     Args:
-        inputs: ``(N, ...)``, any dtype; uint8 images take a quarter of the memory of float32 ones. They may lie on a
-            GPU, and the batches then do.
+        inputs: ``(N, ...)``, any dtype, on any device, where the batches are then too.
         targets: ``(N,)`` int64 labels, on the same device.
 
     Raises:
@@ -41,8 +39,7 @@ class BatchTensorDataset(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, inputs: Tensor, targets: Tensor) -> None:
         if len(inputs) != len(targets):
             raise ValueError(f"inputs and targets must have the same length, not {len(inputs)} and {len(targets)}")
-        self.inputs = inputs
-        self.targets = targets
+        self.inputs, self.targets = inputs, targets
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from composer_edba.train.models.resnet9 import conv_norm_relu
+
 
 class DigitsCNN(nn.Module):
     """Three convolution-BatchNorm-ReLU layers, a max pool after the first two, a mean over pixels and ``fc``.
@@ -12,11 +14,8 @@ class DigitsCNN(nn.Module):
 
     Args:
         num_classes: Outputs of ``fc``.
-        in_channels: Channels of the images.
+        in_channels: Channels of the images, ``(B, in_channels, H, W)`` with H and W at least 4.
         width: Channels of the first layer; the others have twice as many.
-
-    Shape:
-        ``(B, in_channels, H, W)`` to ``(B, num_classes)``, H and W at least 4.
 
     Raises:
         ValueError: ``width`` is below 1.
@@ -26,25 +25,16 @@ class DigitsCNN(nn.Module):
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be at least 1, not {width}")
-        layers: list[nn.Module] = []
-        channels = in_channels
-        for out_channels, pool in ((width, True), (2 * width, True), (2 * width, False)):
-            layers += [
-                nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.ReLU(inplace=True),
-            ]
-            if pool:
-                layers.append(nn.MaxPool2d(2))
-            channels = out_channels
-        self.features = nn.Sequential(*layers)
-        self.fc = nn.Linear(channels, num_classes)
+        self.features = nn.Sequential(
+            *conv_norm_relu(in_channels, width, pool=True),
+            *conv_norm_relu(width, 2 * width, pool=True),
+            *conv_norm_relu(2 * width, 2 * width),
+        )
+        self.fc = nn.Linear(2 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``."""
         return self.fc(self.features(x).mean((2, 3)))
 
 
-def digits_cnn(num_classes: int = 10, in_channels: int = 1, width: int = 16) -> DigitsCNN:
-    """Build :class:`DigitsCNN`."""
-    return DigitsCNN(num_classes, in_channels, width)
+digits_cnn = DigitsCNN

@@ -18,14 +18,13 @@ _CHANNELS = ("in_channels", "in_chans")
 
 
 def build_from_factory(name: str, num_classes: int, in_channels: int | None, kwargs: Mapping[str, Any]) -> nn.Module:
-    """Call the factory ``name`` with ``num_classes``, the channels where it takes them, and ``kwargs``.
+    """Call the factory ``name`` with ``num_classes``, the channels where it takes them, and ``kwargs``, which win.
 
     Args:
-        name: ``module:factory``; ``torchvision:NAME`` is short for ``torchvision.models:NAME``, and ``timm:NAME`` means
-            ``timm.create_model(NAME)``.
+        name: ``module:factory``; ``torchvision:X`` means ``torchvision.models:X``, ``timm:X`` ``timm.create_model(X)``.
         num_classes: Outputs of the last layer.
         in_channels: Channels of the images, passed as ``in_channels`` or ``in_chans``; None: the factory's own number.
-        kwargs: Further arguments, which win.
+        kwargs: Further arguments.
 
     Raises:
         ImportError: There is no such module.
@@ -71,15 +70,13 @@ def _call(
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if "num_classes" not in named and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise TypeError(f"{name} takes no num_classes; a factory of a classifier must")
-    arguments: dict[str, Any] = {"num_classes": num_classes}
-    channels = next((key for key in _CHANNELS if key in named), None)
-    if channels is not None and in_channels is not None:
-        arguments[channels] = in_channels
-    elif in_channels not in (None, 3) and not any(key in kwargs for key in _CHANNELS):
+    channels = [key for key in _CHANNELS if key in named][:1]
+    if not channels and in_channels not in (None, 3) and not any(key in kwargs for key in _CHANNELS):
         raise ValueError(
             f"{name} takes neither in_channels nor in_chans, so it needs images of 3 channels; these have {in_channels}"
         )
-    return factory(**{**arguments, **kwargs})
+    own = {} if in_channels is None else dict.fromkeys(channels, in_channels)
+    return factory(**{"num_classes": num_classes, **own, **kwargs})
 
 
 def _timm(timm: ModuleType, name: str, arguments: Mapping[str, Any]) -> Any:

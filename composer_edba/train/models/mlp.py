@@ -13,12 +13,9 @@ class MLP(nn.Module):
 
     Args:
         num_classes: Outputs of ``fc``.
-        in_channels: Channels of the images.
+        in_channels: Channels of the images, ``(B, in_channels, image_size, image_size)``.
         image_size: Height and width of the images, in pixels.
         hidden_size: Units of the hidden layer.
-
-    Shape:
-        ``(B, in_channels, image_size, image_size)`` to ``(B, num_classes)``.
 
     Raises:
         ValueError: A size is below 1.
@@ -39,6 +36,4 @@ class MLP(nn.Module):
         return self.fc(self.hidden(x.flatten(1)).relu())
 
 
-def mlp(num_classes: int = 10, in_channels: int = 1, image_size: int = 28, hidden_size: int = 64) -> MLP:
-    """Build :class:`MLP`."""
-    return MLP(num_classes, in_channels, image_size, hidden_size)
+mlp = MLP

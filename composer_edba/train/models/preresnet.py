@@ -12,30 +12,17 @@ Block = Literal["bottleneck", "basic"]
 
 
 class _PreActivationBlock(nn.Module):
-    """BatchNorm-ReLU-convolution, once for every kernel, plus a shortcut.
+    """BatchNorm-ReLU-convolution, once for every kernel, plus a shortcut; convolution ``strided`` has the stride.
 
     Where the shape changes, the shortcut is a 1 x 1 convolution of the *activated* input, so that the block's first
     BatchNorm and ReLU serve both paths; everywhere else it is the identity on the raw input.
-
-    Args:
-        channels: Channels of the input and after each convolution.
-        kernels: Kernel size of each convolution, 1 or 3.
-        strided: Which convolution has the stride.
-        stride: 1, or 2 to halve the height and width.
     """
 
     def __init__(self, channels: list[int], kernels: list[int], strided: int, stride: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in channels[:-1])
         self.convs = nn.ModuleList(
-            nn.Conv2d(
-                channels[i],
-                channels[i + 1],
-                kernel,
-                stride=stride if i == strided else 1,
-                padding=kernel // 2,
-                bias=False,
-            )
+            nn.Conv2d(channels[i], channels[i + 1], kernel, stride if i == strided else 1, kernel // 2, bias=False)
             for i, kernel in enumerate(kernels)
         )
         self.projection: nn.Conv2d | None = None
@@ -63,10 +50,7 @@ class PreResNet(nn.Module):
         depth: Layers with weights: ``9n + 2`` for the bottleneck block, ``6n + 2`` for the basic one, n >= 1.
         num_classes: Outputs of ``fc``.
         block: ``"bottleneck"`` (1 x 1, 3 x 3, 1 x 1) or ``"basic"`` (3 x 3, 3 x 3).
-        in_channels: Channels of the images.
-
-    Shape:
-        ``(B, in_channels, H, W)`` to ``(B, num_classes)``.
+        in_channels: Channels of the images, ``(B, in_channels, H, W)``.
 
     Raises:
         ValueError: ``block`` is unknown or ``depth`` does not have the block's form.
@@ -76,7 +60,7 @@ class PreResNet(nn.Module):
         super().__init__()
         if block not in ("bottleneck", "basic"):
             raise ValueError(f"block must be 'bottleneck' or 'basic', not {block!r}")
-        layers = 9 if block == "bottleneck" else 6
+        layers, kernels, strided, growth = (9, [1, 3, 1], 1, 4) if block == "bottleneck" else (6, [3, 3], 0, 1)
         blocks, rest = divmod(depth - 2, layers)
         if rest or blocks < 1:
             forms = ", ".join(str(layers * n + 2) for n in (1, 2, 3, 6))
@@ -88,13 +72,10 @@ class PreResNet(nn.Module):
         for width in (16, 32, 64):
             stage: list[nn.Module] = []
             for i in range(blocks):
+                inner = [channels, *[width] * (len(kernels) - 1)]
+                channels = growth * width
                 stride = 2 if i == 0 and width != 16 else 1
-                if block == "bottleneck":
-                    stage.append(_PreActivationBlock([channels, width, width, 4 * width], [1, 3, 1], 1, stride))
-                    channels = 4 * width
-                else:
-                    stage.append(_PreActivationBlock([channels, width, width], [3, 3], 0, stride))
-                    channels = width
+                stage.append(_PreActivationBlock([*inner, channels], kernels, strided, stride))
             stages.append(nn.Sequential(*stage))
         self.stages = nn.Sequential(*stages)
         self.norm = nn.BatchNorm2d(channels)
@@ -106,8 +87,7 @@ class PreResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``."""
-        x = self.stages(self.conv(x))
-        x = F.relu(self.norm(x))
+        x = F.relu(self.norm(self.stages(self.conv(x))))
         return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 

@@ -13,17 +13,15 @@ from composer_edba.train.names import MODELS, load
 
 
 def build_model(name: str, num_classes: int, in_channels: int | None = None, **kwargs: Any) -> nn.Module:
-    """Build the model called ``name``.
+    """Build the model called ``name``, of images ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``.
+
+    The last layer of the package's own is ``fc``.
 
     Args:
         name: A key of :data:`MODELS`, or a factory as ``module:name``, see :func:`~.factory.build_from_factory`.
         num_classes: Outputs of the last layer.
         in_channels: Channels of the input images. Default: the model's own (3, and 1 for ``digits_cnn`` and ``mlp``).
         **kwargs: What else the builder takes, such as ``width`` for ``resnet9`` or ``depth`` for ``preresnet``.
-
-    Returns:
-        A module that maps images ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``. The last layer of the
-        package's own is ``fc``.
 
     Raises:
         ValueError: ``name`` is unknown, a size is not positive, or a factory cannot take as many channels.
@@ -41,11 +39,9 @@ def build_model(name: str, num_classes: int, in_channels: int | None = None, **k
     parameters = inspect.signature(builder).parameters
     options = {key: p for key, p in parameters.items() if key not in ("num_classes", "in_channels")}
     accepted = f"model {name!r} takes {', '.join(sorted(options)) or 'no further arguments'}"
-    unknown = sorted(set(kwargs) - set(options))
-    if unknown:
+    if unknown := sorted(set(kwargs) - set(options)):
         raise TypeError(f"unknown model argument {', '.join(unknown)}: {accepted}")
-    missing = sorted(key for key, p in options.items() if p.default is p.empty and key not in kwargs)
-    if missing:
+    if missing := sorted(key for key, p in options.items() if p.default is p.empty and key not in kwargs):
         raise TypeError(f"missing model argument {', '.join(missing)}: {accepted}")
     if in_channels is not None:
         kwargs["in_channels"] = in_channels

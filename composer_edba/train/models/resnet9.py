@@ -5,15 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-def _conv_norm_relu(in_channels: int, out_channels: int, pool: bool = False) -> nn.Sequential:
-    layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    ]
-    if pool:
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers)
+def conv_norm_relu(in_channels: int, out_channels: int, pool: bool = False) -> nn.Sequential:
+    """A 3 x 3 convolution, BatchNorm, ReLU and, with ``pool``, a max pool that halves the height and width."""
+    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    pools = [nn.MaxPool2d(2)] if pool else []
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True), *pools)
 
 
 class _Residual(nn.Module):
@@ -21,7 +17,7 @@ class _Residual(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(_conv_norm_relu(channels, channels), _conv_norm_relu(channels, channels))
+        self.body = nn.Sequential(conv_norm_relu(channels, channels), conv_norm_relu(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -33,17 +29,14 @@ class ResNet9(nn.Module):
     Convolution-BatchNorm-ReLU layers of 1, 2, 4 and 8 times ``width`` channels, the last three followed by a max pool,
     the second and fourth by a residual pair; a global max pool and the linear layer ``fc`` without bias.
 
-    The factor ``output_scale`` multiplies the features before ``fc`` instead of its outputs. Without a bias the
-    logits are the same, and what ``fc`` returns are the logits, which last-layer gradients build on.
+    ``output_scale`` multiplies the features before ``fc``, not its outputs: without a bias the logits are the same, and
+    what ``fc`` returns are the logits, which last-layer gradients build on.
 
     Args:
         num_classes: Outputs of ``fc``.
-        in_channels: Channels of the images.
-        width: Channels of the first layer. 64 is the published network; less makes it smaller.
+        in_channels: Channels of the images, ``(B, in_channels, H, W)`` with H and W at least 8.
+        width: Channels of the first layer; 64 in the published network.
         output_scale: Factor on the logits.
-
-    Shape:
-        ``(B, in_channels, H, W)`` to ``(B, num_classes)``, H and W at least 8.
 
     Raises:
         ValueError: ``width`` is below 1.
@@ -55,11 +48,11 @@ class ResNet9(nn.Module):
             raise ValueError(f"width must be at least 1, not {width}")
         self.output_scale = output_scale
         self.features = nn.Sequential(
-            _conv_norm_relu(in_channels, width),
-            _conv_norm_relu(width, 2 * width, pool=True),
+            conv_norm_relu(in_channels, width),
+            conv_norm_relu(width, 2 * width, pool=True),
             _Residual(2 * width),
-            _conv_norm_relu(2 * width, 4 * width, pool=True),
-            _conv_norm_relu(4 * width, 8 * width, pool=True),
+            conv_norm_relu(2 * width, 4 * width, pool=True),
+            conv_norm_relu(4 * width, 8 * width, pool=True),
             _Residual(8 * width),
         )
         self.fc = nn.Linear(8 * width, num_classes, bias=False)
@@ -69,6 +62,4 @@ class ResNet9(nn.Module):
         return self.fc(self.features(x).amax((2, 3)) * self.output_scale)
 
 
-def resnet9(num_classes: int, in_channels: int = 3, width: int = 64, output_scale: float = 0.125) -> ResNet9:
-    """Build :class:`ResNet9`."""
-    return ResNet9(num_classes, in_channels, width, output_scale)
+resnet9 = ResNet9
