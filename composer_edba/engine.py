@@ -122,7 +122,7 @@ class Engine:
     def __init__(self, settings: Mapping[str, Any], loop: Loop, loader_name: str = "the loader"):
         self.settings, self.loop, self.pools = settings, loop, Pools("EDBA", loader_name)
         self.scorer = Scorer(settings["last_layer"], settings["scoring_batch_norm"])
-        self._selector = SubsetSelector.from_settings(settings)
+        self._selector = SubsetSelector(settings)
         self.remembered: RememberedScores | None = None
         if settings["scoring"] == "cached":
             self.remembered = RememberedScores(self._decide, self._scheduled, self._selector.figures, loop.derives)

@@ -105,7 +105,7 @@ class _Steps:
         self.size = size
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
         self.generator = torch.Generator().manual_seed(0)
-        self.scorer, self.selector = Scorer(), SubsetSelector.from_settings(checked({"preset": "paper"}))
+        self.scorer, self.selector = Scorer(), SubsetSelector(checked({"preset": "paper"}))
         self.layer_selectors = {name: LayerSubsetSelector() for name in ("dba", "dba_at_once")}
         # Finds the last layer and checks the loss, which is done once a run.
         self.scorer(self.model, self.batches[0], batch_loss)

@@ -121,9 +121,7 @@ class _Training:
             self.optimizer, arguments.lr, total_steps=arguments.steps, pct_start=0.2, cycle_momentum=False
         )
         self.scorer = Scorer()
-        self.selectors = {
-            scale: SubsetSelector.from_settings(checked({"preset": "paper"})) for scale in (1.0, *arguments.scales)
-        }
+        self.selectors = {scale: SubsetSelector(checked({"preset": "paper"})) for scale in (1.0, *arguments.scales)}
         self.order = torch.empty(0, dtype=torch.int64)
         self.step = 0
         self.records: list[dict[str, Any]] = []

@@ -35,11 +35,6 @@ class SubsetSelector:
         # The averages decay in batches that are not scored, too. Beyond 2**53 it is no float and the power long 0.
         self._decay = settings["ema_decay"] ** min(settings["interval"], 2**53)
 
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> SubsetSelector:
-        """``SubsetSelector(settings)``."""
-        return cls(settings)
-
     def select(
         self,
         inner_products: Tensor,

@@ -13,10 +13,8 @@ from composer_edba.train.series import ACCURACY, TARGET, Series, whole_batches
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from composer_edba.train.summary import RunSummary
 
-
-def plot_run(summary: RunSummary, log: Mapping[str, Series], path: Path) -> Path:
+def plot_run(title: str, log: Mapping[str, Series], path: Path) -> Path:
     """Draws the run over its optimizer steps: stacked panels that share the x axis.
 
     A run with EDBA shows the accuracy, the batch and subset sizes, the margin, and the model and gradient metrics, each
@@ -24,7 +22,7 @@ def plot_run(summary: RunSummary, log: Mapping[str, Series], path: Path) -> Path
     panel without anything to show is left out.
 
     Args:
-        summary: The figures.
+        title: Above it.
         log: What the run logged, from :func:`read_log`.
         path: The PNG to write, which is returned.
     """
@@ -49,8 +47,6 @@ def plot_run(summary: RunSummary, log: Mapping[str, Series], path: Path) -> Path
             axis.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3, frameon=False, fontsize=8.5, borderpad=0)
     axes[-1].set_xlabel("optimizer steps", color="0.25")
     axes[-1].xaxis.set_major_formatter("{x:,.0f}")
-    accuracy = "" if summary.test_accuracy is None else f":  {100 * summary.test_accuracy:.1f} % test accuracy"
-    title = f"{summary.run_name}{accuracy} after {summary.updates:,} steps"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
     figure.align_ylabels(axes)
     figure.savefig(path, dpi=130)

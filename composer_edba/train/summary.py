@@ -46,6 +46,12 @@ class RunSummary:
     nonfinite_steps: int  # steps at which EDBA met a loss or gradient that is not finite; 0 without EDBA
     edba: str | None  # what EDBA did, in a sentence; None without EDBA
 
+    @property
+    def title(self) -> str:
+        """The run in a line."""
+        accuracy = "" if self.test_accuracy is None else f":  {100 * self.test_accuracy:.1f} % test accuracy"
+        return f"{self.run_name}{accuracy} after {self.updates:,} steps"
+
 
 def summarize(trainer: Trainer, train_size: int, partial_epochs: bool = False) -> RunSummary:
     """Reads a finished run's figures off its Trainer, which needs an ``InMemoryLogger``.
@@ -126,7 +132,7 @@ def write_summary(
     path = folder / SUMMARY_FILE
     path.write_text(json.dumps(_finite(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if plot:
-        path = plot_run(summary, log, folder / PLOT_FILE)
+        path = plot_run(summary.title, log, folder / PLOT_FILE)
     print(path)
 
 

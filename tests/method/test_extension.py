@@ -208,7 +208,7 @@ def test_what_settings_take_for_a_rule(policy, kind, word):
 
 
 def test_an_objects_constants_are_its_own():
-    assert make_policy(partial(LossPolicy, window=3), 64, 10, 1000)._losses.maxlen == 3
+    assert make_policy(partial(LossPolicy, window=3), 64, 10, 1000)._window.maxlen == 3
     with pytest.raises(ValueError, match=r"policy_options is \{'window': 3\}: batch_size_policy is an object"):
         checked({"batch_size_policy": LossPolicy, "policy_options": {"window": 3}})
 

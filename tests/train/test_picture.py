@@ -24,7 +24,7 @@ def inked_rows(path):
 def test_a_plot_has_as_many_panels_as_the_run_has_things_to_show(plain, edba, tmp_path):
     heights = {}
     for name, trainer in (("plain", plain), ("edba", edba)):
-        path = plot_run(summarize(trainer, SAMPLES), read_log(trainer), tmp_path / f"{name}.png")
+        path = plot_run(summarize(trainer, SAMPLES).title, read_log(trainer), tmp_path / f"{name}.png")
         heights[name] = imread(path).shape[0]
         assert inked_rows(path) > 0.5
     assert heights["edba"] - heights["plain"] == pytest.approx(2 * PANEL, abs=2)
@@ -42,12 +42,12 @@ def test_a_plot_stands_any_margin(edba, tmp_path, margins):
     log["edba/margin"] = Series(updates, np.array(margins))
     log["edba/model_metric"] = Series(updates, np.array([1.0, math.nan, math.inf, 2.0]))
     log["edba/gradient_average"] = Series(updates, np.full(4, math.nan))
-    assert inked_rows(plot_run(summarize(edba, SAMPLES), log, tmp_path / "run.png")) > 0.5
+    assert inked_rows(plot_run(summarize(edba, SAMPLES).title, log, tmp_path / "run.png")) > 0.5
 
 
 def test_a_plot_stands_a_run_of_one_step(tmp_path):
     trainer = trained([EDBA.paper()], max_duration="1ba", eval_interval=0)
-    assert plot_run(summarize(trainer, SAMPLES), read_log(trainer), tmp_path / "run.png").exists()
+    assert plot_run(summarize(trainer, SAMPLES).title, read_log(trainer), tmp_path / "run.png").exists()
 
 
 def drawn(monkeypatch, trainer, log, path):
@@ -66,7 +66,7 @@ def drawn(monkeypatch, trainer, log, path):
     with monkeypatch.context() as patch:
         for kind in ("plot", "scatter"):
             patch.setattr(matplotlib.axes.Axes, kind, record(kind))
-        plot_run(summarize(trainer, SAMPLES), log, path)
+        plot_run(summarize(trainer, SAMPLES).title, log, path)
     return shown, imread(path).shape[0]
 
 
@@ -93,7 +93,7 @@ def test_only_chosen_subsets_are_points(monkeypatch, tmp_path):
     trainer = trained([EDBA(interval=3, min_subset_size=4)])
     points = []
     monkeypatch.setattr("composer_edba.train.picture._draw_points", lambda axis, series, *style: points.append(series))
-    plot_run(summarize(trainer, SAMPLES), read_log(trainer), tmp_path / "run.png")
+    plot_run(summarize(trainer, SAMPLES).title, read_log(trainer), tmp_path / "run.png")
     assert list(points[0].updates) == [1, 4, 7]
 
 

@@ -136,7 +136,7 @@ def test_a_step_waits_for_the_gpu_once(monkeypatch, criterion, waits, size_law):
     monkeypatch.setattr(score_memory, "device_memory", lambda device: None)
     model = Classifier().train()
     settings = checked({"preset": "paper", "criterion": criterion, "subset_size_law": size_law})
-    scorer, selector = Scorer(), SubsetSelector.from_settings(settings)
+    scorer, selector = Scorer(), SubsetSelector(settings)
     batch = [on_gpu(torch.randn(40, 3, 16, 16)), on_gpu(torch.randint(10, (40,)))]
     for step in range(3):
         counter = CountWaits(model)
