@@ -32,8 +32,7 @@ _Built = TypeVar("_Built")
 def main(config: Config) -> Trainer:
     """Trains a run, from :func:`~composer_edba.train.config.load_config`, to its end and writes its summary.
 
-    Returns:
-        The closed Trainer: its state, its loggers and ``trainer.state.model`` can be read.
+    The Trainer returned is closed; its state, loggers and ``trainer.state.model`` can be read.
 
     Raises:
         ConfigError: When a name or an argument in ``config`` is wrong for what it builds; nothing has trained then.

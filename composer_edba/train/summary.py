@@ -64,8 +64,7 @@ def summarize(trainer: Trainer, train_size: int, partial_epochs: bool = False) -
     Raises:
         ValueError: When the Trainer has no ``InMemoryLogger``.
     """
-    log = read_log(trainer)
-    time = trainer.state.timestamp
+    log, time = read_log(trainer), trainer.state.timestamp
     # What EDBA leaves out before loading it, Composer does not see.
     drawn = _last_count(log, "edba/samples_drawn") or int(time.sample)
     scored: int | None = 0  # DBA runs on whole batches, and then chooses gradients

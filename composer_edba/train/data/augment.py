@@ -11,14 +11,10 @@ from torch import Tensor
 
 
 def random_crop(x: Tensor, padding: int) -> Tensor:
-    """Shift every image by its own random offset: pad with zeros, then cut out the original size.
+    """Pad images ``(B, C, H, W)`` with ``padding`` zeros on each side, then cut out the original size at random.
 
-    Offsets are uniform over the ``(2 * padding + 1) ** 2`` possible ones and come from torch's global CPU stream.
-    Shape, dtype and device stay.
-
-    Args:
-        x: Images ``(B, C, H, W)``, any dtype.
-        padding: Zeros added on each side, in pixels; 0 returns ``x`` and draws nothing.
+    Every image has its own offset, uniform over the ``(2 * padding + 1) ** 2`` possible ones, from torch's global CPU
+    stream. Shape, dtype (any) and device stay. Padding 0 returns ``x`` and draws nothing.
 
     Raises:
         ValueError: ``padding`` is negative or ``x`` does not have four dimensions.

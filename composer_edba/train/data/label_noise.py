@@ -78,11 +78,8 @@ def symmetric_noise(labels: npt.ArrayLike, rate: float, *, num_classes: int, see
         labels: Right labels, ``(N,)`` integers in [0, ``num_classes``).
         rate: Share that becomes wrong, in (0, 1), rounded to whole samples. (Where papers let the right class be drawn
             as well, their rate r makes a share r (C - 1) / C of C classes wrong.)
-        num_classes: C, at least 2.
+        num_classes: C, at least 2; a ValueError refuses fewer, or a rate out of range.
         seed: Seed of the choice, not negative; no global random stream is read or moved.
-
-    Raises:
-        ValueError: ``rate`` is out of its range or there is one class only.
     """
     if not 0 < rate < 1:
         raise ValueError(f"the rate of symmetric label noise must be in (0, 1), not {rate}")

@@ -30,10 +30,7 @@ class BatchTensorDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         inputs: ``(N, ...)``, any dtype, on any device, where the batches are then too.
-        targets: ``(N,)`` int64 labels, on the same device.
-
-    Raises:
-        ValueError: The lengths differ.
+        targets: ``(N,)`` int64 labels, on the same device; a ValueError says when the lengths differ.
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor) -> None:

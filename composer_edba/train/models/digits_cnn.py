@@ -15,10 +15,7 @@ class DigitsCNN(nn.Module):
     Args:
         num_classes: Outputs of ``fc``.
         in_channels: Channels of the images, ``(B, in_channels, H, W)`` with H and W at least 4.
-        width: Channels of the first layer; the others have twice as many.
-
-    Raises:
-        ValueError: ``width`` is below 1.
+        width: Channels of the first layer, at least 1 (or ValueError); the others have twice as many.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1, width: int = 16) -> None:

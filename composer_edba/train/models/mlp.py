@@ -14,11 +14,8 @@ class MLP(nn.Module):
     Args:
         num_classes: Outputs of ``fc``.
         in_channels: Channels of the images, ``(B, in_channels, image_size, image_size)``.
-        image_size: Height and width of the images, in pixels.
-        hidden_size: Units of the hidden layer.
-
-    Raises:
-        ValueError: A size is below 1.
+        image_size: Height and width of the images, in pixels, at least 1 (or ValueError).
+        hidden_size: Units of the hidden layer, at least 1 (or ValueError).
     """
 
     def __init__(

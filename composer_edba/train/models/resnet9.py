@@ -35,11 +35,8 @@ class ResNet9(nn.Module):
     Args:
         num_classes: Outputs of ``fc``.
         in_channels: Channels of the images, ``(B, in_channels, H, W)`` with H and W at least 8.
-        width: Channels of the first layer; 64 in the published network.
+        width: Channels of the first layer, at least 1 (or ValueError); 64 in the published network.
         output_scale: Factor on the logits.
-
-    Raises:
-        ValueError: ``width`` is below 1.
     """
 
     def __init__(self, num_classes: int, in_channels: int = 3, width: int = 64, output_scale: float = 0.125) -> None:
