@@ -180,18 +180,20 @@ class EDBA(EventAlgorithm):
 
     def _batch_end(self, state: State, logger: Logger) -> None:
         self._length.close(state)
-        samples = None if self._engine.remembered is None else self._engine.remembered.samples
-        # Makes the gradients of the step's backward those of its samples' own losses: Composer weighs the mean of each
-        # microbatch by its share of the batch. None: nothing records.
-        factor = None if samples is None else samples / self._loop.loss_scale
         # Share of this step's time since the data arrived. The trainer has read the loss by now, so a GPU is in step.
-        overhead = self._engine.end_step(factor)
+        overhead = self._engine.end_step(self._gradient_factor())
         if not self._cache_logged and self.score_cache is not None and self.score_cache.bytes > 0:
             self._cache_logged = True
             logger.log_metrics({"edba/cache_bytes": self.score_cache.bytes})
         logger.log_metrics({"edba/overhead": overhead}, step=int(state.timestamp.batch) - 1)
 
     # ---- with scoring="cached" also
+
+    def _gradient_factor(self) -> Tensor | float | None:
+        """What makes the gradients of the step's backward those of its samples' own losses; None: nothing records."""
+        samples = None if self._engine.remembered is None else self._engine.remembered.samples
+        # Composer weighs the mean of each microbatch by its share of the batch.
+        return None if samples is None else samples / self._loop.loss_scale
 
     @property
     def _recorder(self) -> TrainingScores | None:

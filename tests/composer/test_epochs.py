@@ -41,6 +41,7 @@ def test_every_epoch_is_one_pass_over_the_data(workers, drop_last):
     assert watch.lengths[-1] >= 1
 
 
+@pytest.mark.slow
 def test_hundreds_of_resizes_never_leave_the_given_subset():
     """The index set is fixed: what is ever yielded are the given indices, each once an epoch."""
     given = sorted(torch.randperm(256)[:60].tolist())

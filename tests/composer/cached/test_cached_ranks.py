@@ -14,6 +14,7 @@ from tests.support.paths import ROOT
 from tests.support.small_runs import Points, classifier
 
 RANKS = 2
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from composer_edba import EDBA
 from composer_edba.train.config import Config, ConfigError, load_config, schema_keys
-from composer_edba.train.run import _build_optimizer, _build_scheduler, build_algorithms, known_algorithms
+from composer_edba.train.names import OPTIMIZERS, SCHEDULERS
+from composer_edba.train.run import _build_named, build_algorithms, known_algorithms
 from tests.contract.fuzz.counter import ran
 
 MINIMAL = {
@@ -241,6 +242,9 @@ def test_any_optimizer_and_scheduler_are_built_or_refused_by_their_key(path, opt
     if config is None:
         return
     model = torch.nn.Linear(1, 1)
-    for build in (_build_scheduler, lambda config: _build_optimizer(config, model)):
+    for build in (
+        lambda config: _build_named(SCHEDULERS, "scheduler", config.scheduler),
+        lambda config: _build_named(OPTIMIZERS, "optimizer", config.optimizer, model.parameters()),
+    ):
         _, message = outcome(lambda build=build: build(config))
         assert message is None or message.startswith(("optimizer", "scheduler", "trainer")), message

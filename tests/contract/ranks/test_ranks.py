@@ -46,6 +46,7 @@ def runs(request, tmp_path_factory):
     return {mode: [torch.load(folder / f"{mode}-rank{rank}.pt") for rank in range(ranks)] for mode in MODES}
 
 
+@pytest.mark.slow
 def test_sequences_may_be_longer_on_one_rank_than_on_another(tmp_path):
     launch("gather_run", 2, tmp_path)
     gradients = torch.cat([last_layer_gradients(s.inputs, s.output_grads) for s in map(rank_scores, (0, 1))])
