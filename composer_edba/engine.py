@@ -352,6 +352,11 @@ class Engine:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave, at the next :meth:`draw_from`: no loader and policy before."""
+        if "pools" not in state:
+            raise ValueError(
+                "this state of EDBA was saved by a version before 0.2, which kept it otherwise: finish that run with the "
+                "version that began it, or load the weights alone"
+            )
         self._resume_from = copy.deepcopy(dict(state))
 
     def _take_up(self, saved: dict[str, Any], taken: int, redrawn: bool) -> None:

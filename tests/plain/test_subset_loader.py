@@ -54,6 +54,13 @@ def test_every_pass_sees_each_sample_once(workers):
     assert len(sizes) > 2
 
 
+def test_a_state_of_an_earlier_version_is_refused():
+    model = net()
+    subsets = SubsetLoader(loader(), model, LOSS)
+    with pytest.raises(ValueError, match=r"saved by a version before 0\.2"):
+        subsets.load_state_dict({"selector": {}, "steps": 3})
+
+
 def test_the_loop_is_that_of_ignite():
     engine = pytest.importorskip("ignite.engine", reason="PyTorch Ignite is not installed")
     from composer_edba.ignite import EDBAHandler
