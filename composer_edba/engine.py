@@ -354,8 +354,8 @@ class Engine:
         """Take up what :meth:`state_dict` gave, at the next :meth:`draw_from`: no loader and policy before."""
         if "pools" not in state:
             raise ValueError(
-                "this state of EDBA was saved by a version before 0.2, which kept it otherwise: finish that run with the "
-                "version that began it, or load the weights alone"
+                "this state of EDBA was saved by a version before 0.2, which kept it otherwise: finish that run with "
+                "the version that began it, or load the weights alone"
             )
         self._resume_from = copy.deepcopy(dict(state))
 
