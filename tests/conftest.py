@@ -20,7 +20,17 @@ settings.load_profile("shared_machine")
 
 # Where Composer cannot be installed (torch 2.7.1 and later), the tests of what needs it are skipped, and no others.
 WITHOUT_COMPOSER = importlib.util.find_spec("composer") is None
-_COMPOSERS = {"composer", "omegaconf", "torchvision", "torchmetrics", "matplotlib", "transformers", "yaml", "psutil"}
+_COMPOSERS = {
+    "bs_scheduler",
+    "composer",
+    "omegaconf",
+    "torchvision",
+    "torchmetrics",
+    "matplotlib",
+    "transformers",
+    "yaml",
+    "psutil",
+}
 
 
 def _missing(error):
