@@ -167,7 +167,7 @@ class Engine:
         twin = self.pools.draw_from(loader, self.loop.device())
         if twin is None and self.settings["batch_size_policy"] != "fixed":
             self.pools.warn_of_fixed_batches(loader)
-        first_size = None if twin is None else self.pools.sampler.batch_size  # type: ignore[union-attr]
+        first_size = None if self.pools.sampler is None else self.pools.sampler.batch_size
         self._set_policy(first_size)
         if self.remembered is not None:
             if self.pools.uneven:
