@@ -78,7 +78,7 @@ class SupervisedLoop(Loop):
         remembered, recorder = self.engine.remembered, self._recorder
         self._batch = None
         if remembered is not None and recorder is not None and sum(recorder.sizes) == 0:
-            remembered.record(None, None)  # the loop left it out
+            remembered.leave_out()
             if not self._warned:
                 warnings.warn(
                     "a batch did not go through the model in training, so nothing is known of its samples: "

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from composer_edba.loading.distinct import DistinctSamples
-from composer_edba.loading.ranks import gather_rows, rank_sizes, world_size
+from composer_edba.loading.ranks import Attempt, check_alike, gather_rows, rank_sizes, world_size
 from composer_edba.loading.sampler import ResizableBatchSampler, length_of, resizable_copy, why_fixed
 
 __all__ = ["Pools"]
@@ -42,8 +42,11 @@ class Pools:
         A loader that is resizable already is its own copy; an empty one raises a ValueError. ``device`` is where the
         process group's backend wants its tensors.
         """
-        self._refuse_empty(loader)
-        twin = resizable_copy(loader)
+        with Attempt(1) as mine:
+            self._refuse_empty(loader)
+            twin = resizable_copy(loader)
+            mine.numbers = [twin is not None]
+        check_alike(mine.exchange(device)[0], f"whether the batches of {self.loader_name} can be resized")
         self.end_pass()
         if twin is None:
             self.sampler = self._loader = self.total = self.shortest = self.distinct = None
@@ -146,10 +149,12 @@ class Pools:
         return torch.tensor(found) if known else None
 
     def mark(self, indices: Tensor | None, sizes: list[int], device: torch.device) -> None:
-        """Count samples as trained on: this rank's ``indices``, of ``sizes`` on all ranks."""
-        if self.distinct is not None and indices is not None:
+        """Count samples as trained on: this rank's ``indices``, of ``sizes`` on all ranks; 0 where they are unknown."""
+        if any(sizes):
+            indices = torch.empty(0, dtype=torch.int64) if indices is None else indices
             gathered = indices if len(sizes) == 1 else gather_rows(indices.to(device), sizes).cpu()
-            self.distinct.add(gathered.numpy())
+            if self.distinct is not None:
+                self.distinct.add(gathered.numpy())
 
     # ---- resuming
 

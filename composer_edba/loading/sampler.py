@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import copy
+import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
     Attributes:
         drawn: sizes asked for in this pass so far, the prefetch queue included; a new list in each pass.
         least_length: ``len()`` gives at least this many batches.
+        draw: ``draw(size, own)`` gives the indices of a batch, of up to ``size``, from ``own()``; None: all of these.
         choose: ``choose(number, indices)`` gives the indices to load of those drawn for batch ``number``; None: all.
     """
 
@@ -46,6 +48,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self.sampler = sampler
         self.batch_size = self._first_size = batch_size
         self.drop_last, self.least_length = drop_last, 0
+        self.draw: Callable[[int, Callable[[], Iterable[int]]], list[int]] | None = None
         self.choose: Callable[[int, list[int]], list[int]] | None = None
         self._replay: Sequence[int] = ()  # sizes of an interrupted pass, which its first batches have once more
         self._rng_state: Tensor | None = None  # torch's, when this pass began: a shuffling sampler's order
@@ -74,7 +77,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
             number = len(self.drawn)
             asked = int(self._replay[number] if number < len(self._replay) else self.batch_size)
             size = asked if total is None or self.drop_last else self._fitted(asked, total - self._seen)
-            batch = list(itertools.islice(indices, size))
+            own = functools.partial(itertools.islice, indices, size)
+            batch = list(own()) if self.draw is None else self.draw(size, own)
             if not batch or (self.drop_last and len(batch) < size):
                 self._ended = True
                 return
