@@ -150,6 +150,8 @@ class SupervisedLoop(Loop):
         if recorder is None or remembered is None or self._batch is None or not torch.is_grad_enabled():
             return
         recorder.end_forward()
+        if recorder.sizes[-1] == 0:  # its end tells that the last layer was not called
+            return
         size, done = batch_size(self._batch), sum(recorder.sizes)
         inputs, target = self._split(index_batch(self._batch, slice(done - recorder.sizes[-1], done), size))
         if self._forward is not None:  # what the loss takes, made of the outputs that are there

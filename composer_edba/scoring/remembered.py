@@ -279,4 +279,6 @@ class RememberedScores:
             known = indices[np.array(counts) > 0].ravel()
             features, bias = training.features, training.bias
             self.cache.record(known, gather_rows(rows, counts), step, features=features, bias=bias)
+        if self._left_out:
+            training.unwatch()
         self._seconds[1] += time.perf_counter() - began
