@@ -55,6 +55,7 @@ class SupervisedLoop(Loop):
         self._model: nn.Module = model.module if isinstance(model, (DistributedDataParallel, DataParallel)) else model
         layer = settings["last_layer"]
         layer = named_last_layer(self._model, layer) if isinstance(layer, str) else layer
+        self._whole = _Whole(self._model, forward)  # one, for the scorer looks for its last layer once a network
         self._settings, self._loss_fn, self._split, self._forward = settings, loss_fn, split, forward
         self._precision = contextlib.nullcontext if precision is None else precision
         self._optimizers = [] if optimizer is None else [optimizer]
@@ -103,8 +104,7 @@ class SupervisedLoop(Loop):
 
     @override
     def network(self) -> Network:
-        whole = _Whole(self._model, self._forward)
-        return Network(whole, lambda out, parts: self._loss_fn(out, parts[1]), self._prepare, self._precision)
+        return Network(self._whole, lambda out, parts: self._loss_fn(out, parts[1]), self._prepare, self._precision)
 
     def _prepare(self, batch: Any) -> tuple[Any, Any]:
         (inputs, target), factor = self._split(batch), self._settings["scale_factor"]
