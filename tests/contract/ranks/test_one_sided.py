@@ -37,6 +37,7 @@ ON_BOTH = {
     "other_sizes_cached": "ValueError: the size that batch_size_policy gives must be the same on all ranks",
 }
 END = sorted(SCENARIOS.keys() - ON_ONE.keys() - ON_BOTH.keys())
+ALONE = ("batch_left_out_cached", "last_layer_not_called_cached")  # each rank trains a model of its own
 QUICK = ("dropped_samples_on_one", "out_of_memory_for_a_while", "criterion_raises", "dropped_samples_cached")
 
 
@@ -88,8 +89,8 @@ def assert_ended(name, results):
     assert "error" not in b, b
     assert len(a["sizes"]) == len(b["sizes"]) > 10
     for key in ("same", "known", "limit"):
-        assert a[key] == b[key], key
-    assert torch.equal(a["weights"], b["weights"]) or name == "batch_left_out_cached"  # which has a model on each rank
+        assert repr(a[key]) == repr(b[key]), key  # NaN, too
+    assert torch.equal(a["weights"], b["weights"]) or name in ALONE
     assert a["same"][-1]["samples_trained"] == sum(a["sizes"]) + sum(b["sizes"])
 
 
