@@ -121,6 +121,12 @@ class _RandomState:
         np.random.set_state(state["numpy"])
 
 
+def _restored(sampler: Any) -> dict[str, Any]:
+    """What else a careful user saves: the random streams, and the sampler's own state if it has any."""
+    own = {"sampler": sampler} if hasattr(sampler, "state_dict") else {}
+    return {**own, "random": _RandomState()}
+
+
 def _plain(state: Any) -> tuple[Any, ...]:
     return tuple(part.tolist() if isinstance(part, np.ndarray) else part for part in state)
 
@@ -254,7 +260,7 @@ def run_ignite(
 
     edba.attach(trainer, data)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "edba": edba, "trainer": trainer}
-    parts["random"] = _RandomState()
+    parts |= _restored(data.sampler)
     steps: list[dict[str, Any]] = []
 
     def stop():
@@ -296,7 +302,7 @@ def run_plain(
     model, optimizer, schedule, data = task.parts()
     subsets = SubsetLoader(data, model, LOSS, optimizer=optimizer, seed=seed, **settings)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "subsets": subsets}
-    parts["random"] = _RandomState()
+    parts |= _restored(data.sampler)
     steps: list[dict[str, Any]] = []
     delivered: list[int] = []
     choose = subsets._loop.choose
