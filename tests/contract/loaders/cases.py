@@ -10,6 +10,7 @@ from tests.contract.loaders.kinds import ORDERS, SETTINGS, LoaderTask
 from tests.support.loops import LOOPS
 
 PASSES = 3
+FEW = 2  # batches that a Trainer's epoch is cut off after, in some cases
 VARIANTS = 3  # of options for each kind of loader in each loop; the first is the quick one
 # Number of workers, prefetch factor and whether they persist.
 LOADING = (
@@ -67,7 +68,7 @@ class Variant:
 
     def task(self) -> LoaderTask:
         names = ("order", "workers", "persistent", "prefetch", "drop_last", "augmented", "in_order")
-        few = 3 if self.settings == "few_batches" else None
+        few = FEW if self.settings == "few_batches" else None
         return LoaderTask(few_batches=few, **{name: getattr(self, name) for name in names})
 
 

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.contract.loaders.cases import PASSES, STOPS, Case, Variant, all_variants, cases, variants
+from tests.contract.loaders.cases import FEW, PASSES, STOPS, Case, Variant, all_variants, cases, variants
 from tests.contract.loaders.kinds import ORDERS, SETTINGS, SIZES
 from tests.support.loops import BATCH, LOOPS, SAMPLES, Record
 
@@ -100,8 +100,9 @@ def test_a_pass_draws_what_its_sampler_gives(case):
             assert not Counter(found) - Counter(indices), number
             if not variant.drop_last and variant.settings != "few_batches":
                 assert len(found) == len(indices), number
-    if variant.settings == "few_batches":
-        assert [sum(step["pass"] == number for step in steps) for number in range(PASSES)] == [3] * PASSES
+    if variant.settings == "few_batches":  # of a short pass drop_last may leave fewer
+        lengths = [sum(step["pass"] == number for step in steps) for number in range(PASSES)]
+        assert max(lengths) == FEW and (variant.drop_last or min(lengths) == FEW), lengths
 
 
 @pytest.mark.parametrize("case", parameters(stopped=False))
