@@ -8,6 +8,7 @@ import abc
 import contextlib
 import copy
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from composer_edba.method.sizing import make_policy, policy_word
 from composer_edba.scoring.forward import PoolScores, Scorer
 from composer_edba.scoring.gathered import gather_scores
 from composer_edba.scoring.remembered import RememberedScores
+from composer_edba.settings import as_saved
 
 __all__ = ["Engine", "LastSelection", "Loop", "Network", "step_generator"]
 
@@ -341,6 +343,7 @@ class Engine:
         if self._resume_from is not None:  # saved again before it began to train
             return copy.deepcopy(self._resume_from)
         return {
+            "settings": as_saved(self.settings),
             "batch_size_policy": policy_word(self.settings["batch_size_policy"]),
             "selector": self._selector.state_dict(),
             "pools": self.pools.state_dict(),
@@ -351,21 +354,42 @@ class Engine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave, at the next :meth:`draw_from`: no loader and policy before."""
+        """Take up what :meth:`state_dict` gave, at the next :meth:`draw_from`: no loader and policy before.
+
+        Warns of settings that are others than the state's: the present ones count from here on.
+        """
         if "pools" not in state:
             raise ValueError(
                 "this state of EDBA was saved by a version before 0.2, which kept it otherwise: finish that run with "
                 "the version that began it, or load the weights alone"
             )
+        if others := self._other_settings(state):
+            words = ", ".join(f"{name}: {before!r} -> {now!r}" for name, (before, now) in others.items())
+            warnings.warn(
+                f"the state of EDBA was saved with other settings than it is loaded with (saved -> now): {words}. The "
+                "present ones count from here on",
+                stacklevel=3,
+            )
         self._resume_from = copy.deepcopy(dict(state))
 
+    def _other_settings(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Settings that ``state`` was saved with and that differ: then and now. 0.2.0 saved none."""
+        then, now = state.get("settings", {}), as_saved(self.settings)
+        return {name: (then[name], value) for name, value in now.items() if then.get(name, value) != value}
+
     def _take_up(self, saved: dict[str, Any], taken: int, redrawn: bool) -> None:
+        others, selector, remembered = self._other_settings(saved), dict(saved["selector"]), saved["remembered"]
         # One policy's memory says nothing to another, which begins anew at the loader's batch size.
-        same_policy = saved["batch_size_policy"] == policy_word(self.settings["batch_size_policy"])
-        self._selector.load_state_dict(saved["selector"] if same_policy else {**saved["selector"], "policy": None})
+        if saved["batch_size_policy"] != policy_word(self.settings["batch_size_policy"]):
+            selector["policy"] = None
+        if "last_layer" in others:  # nor do one layer's gradients to another's
+            selector["averages"] = None
+            remembered = None if remembered is None else {**remembered, "cache": None}
+        self._selector.load_state_dict(selector)
         self.pools.load_state_dict(saved["pools"], taken, redrawn)
-        if self.remembered is not None and saved["remembered"] is not None:
-            self.remembered.load_state_dict(saved["remembered"])
+        if self.remembered is not None and remembered is not None:
+            self.remembered.load_state_dict(remembered)
         for name in _COUNTS:
             setattr(self, name, saved[name])
-        self._seed, self.scorer.chunk_limit = saved["seed"], saved["chunk_limit"]
+        self._seed = None if "seed" in others else saved["seed"]
+        self.scorer.chunk_limit = saved["chunk_limit"]

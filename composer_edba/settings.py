@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_a
 
 from typing_extensions import TypedDict
 
-from composer_edba.method.sizing import BatchSizePolicy, check_policy_options
+from composer_edba.method.sizing import BatchSizePolicy, check_policy_options, policy_word
 from composer_edba.spelling import nearest
 
 if TYPE_CHECKING:
@@ -309,6 +309,18 @@ def shown(arguments: Mapping[str, Any]) -> str:
         return repr(value if plain else getattr(value, "__qualname__", type(value).__name__))
 
     return ", ".join(f"{name}={word(value)}" for name, value in arguments.items())
+
+
+def as_saved(value: Any) -> Any:
+    """``value`` as a checkpoint holds it: numbers, strings, lists and mappings; an object by its name or its type's."""
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, Mapping):
+        return {str(name): as_saved(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_saved(part) for part in value]
+    return None if value is None else policy_word(value)
 
 
 def signature_of(

@@ -53,15 +53,15 @@ class SupervisedLoop(Loop):
     ):
         # DistributedDataParallel's own forward would broadcast buffers between ranks.
         self._model: nn.Module = model.module if isinstance(model, (DistributedDataParallel, DataParallel)) else model
-        layer = settings["last_layer"]
-        layer = named_last_layer(self._model, layer) if isinstance(layer, str) else layer
         self._settings, self._loss_fn, self._split, self._forward = settings, loss_fn, split, forward
         self._precision = contextlib.nullcontext if precision is None else precision
         self._optimizers = [] if optimizer is None else [optimizer]
         self._batch: Any = None  # what is trained on now
         self._handles: list[Any] = []
         self._warned = False
-        self.engine = Engine({**settings, "last_layer": layer}, self)
+        self.engine = Engine(settings, self)
+        if isinstance(layer := settings["last_layer"], str):  # its name in the model, and not in what is scored
+            self.engine.scorer.last_layer = named_last_layer(self._model, layer)
 
     # ---- a step
 
