@@ -22,6 +22,7 @@ from composer_edba.composer.running_trainer import running_trainer
 from composer_edba.engine import Engine, LastSelection, Loop, Network
 from composer_edba.loading.batch import batch_size, default_input_key, default_target_key
 from composer_edba.method.selector import highest_learning_rate
+from composer_edba.method.sizing import is_policy
 from composer_edba.scoring.cache import ScoreCache
 from composer_edba.scoring.images import scaled_images
 from composer_edba.scoring.training_scores import TrainingScores
@@ -52,6 +53,9 @@ class EDBA(EventAlgorithm):
     that leaves EDBA out is right from an epoch's end on: in its middle Composer skips as many batches, of the loader's
     size.
 
+    An EDBA that is given to another Trainer begins anew there, a ``batch_size_policy`` that is an object at the memory
+    that it had when EDBA got it. Further fits of one Trainer go on.
+
     Args:
         settings: see :mod:`composer_edba.settings`.
 
@@ -66,6 +70,8 @@ class EDBA(EventAlgorithm):
         >>> trainer = Trainer(model=model, train_dataloader=loader, max_duration="10ep", algorithms=[EDBA()])
     """
 
+    _policy_memory: dict[str, Any] | None = None  # of a policy that is the user's own object, before any run
+
     def __init__(self, **settings: Unpack[Settings]):
         full = checked(settings, "composer")
         self.settings = {name: value for name, value in full.items() if "composer" in SETTINGS[name].loops}
@@ -78,7 +84,12 @@ class EDBA(EventAlgorithm):
         self._cache_logged = False
         if self._engine.remembered is None:
             for event in _ONLY_CACHED:
-                del self._handlers[event]
+                self._handlers.pop(event, None)
+        if is_policy(policy := full["batch_size_policy"]):  # the user's own object, which has this run's memory next
+            if self._policy_memory is None:
+                self._policy_memory = copy.deepcopy(policy.state_dict())
+            else:
+                policy.load_state_dict(copy.deepcopy(self._policy_memory))
 
     @classmethod
     def paper(cls, **overrides: Unpack[Settings]) -> EDBA:
@@ -130,6 +141,10 @@ class EDBA(EventAlgorithm):
         self._microbatches.learned_limit = state["learned_limit"]
 
     # ---- events
+
+    def _leave(self) -> None:
+        if self._engine.remembered is not None:
+            self._engine.remembered.uninstall()
 
     def _init(self, state: State, logger: Logger) -> None:
         self._check_model(state)

@@ -25,6 +25,7 @@ __all__ = [
     "PolicyName",
     "check_policy_options",
     "check_size",
+    "is_policy",
     "make_policy",
     "policy_word",
 ]
@@ -319,8 +320,7 @@ def make_policy(
         options: constants of a named policy other than the defaults, see :func:`check_policy_options`.
     """
     if not isinstance(policy, str):
-        is_one = isinstance(policy, BatchSizePolicy) and not isinstance(policy, type)
-        given: Any = policy if is_one else policy(size, minimum, maximum)  # type: ignore[operator]
+        given: Any = policy if is_policy(policy) else policy(size, minimum, maximum)  # type: ignore[operator]
         if not isinstance(given, BatchSizePolicy):
             raise TypeError(
                 f"batch_size_policy is {policy!r}, which made {given!r}: it must make an object with size, update, "
@@ -330,6 +330,11 @@ def make_policy(
         return given
     constants = {**(options or {}), **({"ranks": ranks} if policy == "noise_scale" else {})}
     return POLICIES[policy](size, minimum, maximum, **constants)
+
+
+def is_policy(value: Any) -> bool:
+    """Whether ``value`` is a policy itself, and not the name or the maker of one."""
+    return isinstance(value, BatchSizePolicy) and not isinstance(value, type)
 
 
 def check_size(policy: BatchSizePolicy) -> None:
