@@ -188,11 +188,11 @@ class EDBAHandler:
         self._resumed, self._completed = False, engine.state.epoch
 
     def _epoch_started(self, engine: Engine) -> None:
-        self._loop.done = self._elapsed(engine)  # workers have their first batches chosen when the pass begins
         self._counter = 0
         if self._fresh:  # Ignite begins to count where it believes the epoch was left
             length = engine.state.epoch_length
             self._counter = engine.state.iteration % length if length else engine.state.iteration
+        self._loop.done = self._elapsed(engine)  # workers have their first batches chosen when the pass begins
         self._fresh, self._first_batch = False, True
 
     def _get_batch_started(self, engine: Engine) -> None:
@@ -252,12 +252,15 @@ class EDBAHandler:
 
     def _elapsed(self, engine: Engine) -> float:
         """Fraction of training done before this batch."""
-        state, size = engine.state, self._pools.shortest
+        state, length = engine.state, engine.state.epoch_length
         if state.max_iters is not None:
             return state.iteration / state.max_iters
         if state.max_epochs is None:
             return 0.0
-        part = self._pools.seen / size if self._whole_passes and size else 0.0
+        if self._whole_passes:
+            part = self._loop.engine.part_of_pass
+        else:
+            part = min(1.0, self._counter / length) if length else 0.0
         return (state.epoch - 1 + part) / state.max_epochs
 
     def _split(self, batch: Any) -> tuple[Any, Any]:

@@ -174,10 +174,12 @@ class Settings(TypedDict, total=False):
     """One batch in `interval` is scored and a subset of it chosen, the others are trained on whole; 1: every batch, the
     paper's. Choosing costs more than it has been shown to give (docs/evidence.md)."""
     interrupt: Annotated[int, Setting(0, _interrupt, paper=0)]
-    """Every `interrupt`-th batch of a pass is trained on whole and not scored; 0: none."""
+    """Every `interrupt`-th batch of training is trained on whole and not scored, also where `interval` would have it
+    scored; 0: none."""
     start: Annotated[float, Setting(0.0, _SHARE, paper=0.0, loops=_IN_TRAINERS)]
     """Fraction of training, in [0, 1], from which on subsets are chosen. Before it, and from `end` on, whole batches
-    are trained on and their size stays."""
+    are trained on and their size stays. For the loss that `batch_size_policy="loss"` compares with, training's first,
+    its first window of scored batches is scored even before `start`: ten forward passes."""
     end: Annotated[float, Setting(1.0, _SHARE, paper=1.0, loops=_IN_TRAINERS)]
     """Fraction of training until which subsets are chosen, > `start`."""
     last_layer: Annotated[Layer, Setting(None, _layer)]

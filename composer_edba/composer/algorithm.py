@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from composer.core import Event, Precision, State, get_precision_context
+from composer.core import Event, Precision, State, TimeUnit, get_precision_context
 from composer.loggers import Logger
 from composer.utils import batch_get, batch_set
 from torch import Tensor
@@ -165,17 +165,23 @@ class EDBA(EventAlgorithm):
         taken, spun = int(state.timestamp.batch_in_epoch), int(state.timestamp.epoch)
         loader = self._engine.draw_from(state.dataloader, taken, redrawn=redrawn, spun=spun)
         self._length.install(state, loader)
+        # Where epochs are passes, their length in batches is open now; else it is the user's.
+        self._loop.epoch_length = None if state.dataloader_len is None else int(state.dataloader_len)
+        self._loop.note_elapsed(self._engine.part_of_pass)
         self._check_ghost_batches(state)
 
     def _epoch_start(self, state: State, logger: Logger) -> None:
         self._engine.begin_pass()
+        self._loop.note_elapsed(0.0)  # workers have their first batches chosen when the pass begins
         self._length.open(state)
 
     def _before_dataloader(self, state: State, logger: Logger) -> None:
+        self._loop.note_elapsed(self._engine.part_of_pass)
         self._length.estimate(state)
 
     def _after_dataloader(self, state: State, logger: Logger) -> None:
         self._microbatches.notice_halving(state)
+        self._loop.note_elapsed(self._engine.part_of_pass)
         state.batch = self._engine.choose(state.batch, self._count_samples(state))
         logger.log_metrics({f"edba/{name}": value for name, value in self._engine.figures.items()})
 
@@ -270,6 +276,8 @@ class _TrainerLoop(Loop):
         self._settings, self._microbatches = settings, microbatches
         self.microbatch_transforms: Callable[[Any], Any] | None = None
         self.loss_scale: Tensor | float = 1.0  # of the losses that the last step derived
+        self.epoch_length: int | None = None  # in batches, where epochs are no passes
+        self.done = -1.0  # fraction of training that is over
 
     @override
     def device(self) -> torch.device:
@@ -301,8 +309,18 @@ class _TrainerLoop(Loop):
 
     @override
     def elapsed(self) -> float | None:
-        elapsed = self.state.get_elapsed_duration()
-        return -1.0 if elapsed is None else float(elapsed)
+        return self.done
+
+    def note_elapsed(self, part_of_pass: float) -> None:
+        """Take in how much of training is over before the batch that comes next."""
+        state, duration = self.state, self.state.max_duration
+        if duration is None or duration.unit != TimeUnit.EPOCH:
+            elapsed = state.get_elapsed_duration()
+            self.done = -1.0 if elapsed is None else float(elapsed)
+            return
+        if self.epoch_length is not None:
+            part_of_pass = min(1.0, int(state.timestamp.batch_in_epoch) / self.epoch_length)
+        self.done = (int(state.timestamp.epoch) + part_of_pass) / int(duration)
 
     @override
     def learning_rate(self) -> float | None:

@@ -143,8 +143,8 @@ class LossPolicy(_Policy):
     """Grow with the inverse cube of the loss, as far as the learning rate does not decay by itself.
 
     The wanted size is B = B_0 · (M_0 / M̄)³ · (η / η_max)², from B_0 to ``largest_growth`` · B_0: B_0 is the first size,
-    M_0 the mean loss of the first window, M̄ of the last one, η_max the largest learning rate so far (docs/method.md,
-    after arXiv:1711.00489 and arXiv:1910.08222). Losses that are not positive leave the size as it is.
+    M_0 the mean loss of the first window, M̄ of the last one, η_max the largest learning rate of this fit so far
+    (docs/method.md, after arXiv:1711.00489 and arXiv:1910.08222). Losses that are not positive leave the size as it is.
 
     Args:
         window: observations over which the loss is averaged. Default 10.
@@ -165,6 +165,15 @@ class LossPolicy(_Policy):
         super().__post_init__()
         self._first_size, self._highest_rate = self.size, 0.0
         self._first_loss: float | None = None
+
+    def begin_fit(self) -> None:
+        """Another fit has another schedule: its own highest learning rate counts."""
+        self._highest_rate = 0.0
+
+    def refer(self, rate: float | None) -> bool:
+        """Take in a learning rate before sizes may change; whether the first window still wants losses."""
+        self._highest_rate = max(self._highest_rate, rate or 0.0)
+        return self._first_loss is None and len(self._window) < self.window
 
     def update(self, observation: Observation) -> int:
         """Take in one step and return the size for the next pools."""
