@@ -42,6 +42,9 @@ class EDBAHandler:
     progress bars and checkpoints may read, and never the number that would end the epoch. An ``epoch_length`` of your
     own in ``trainer.run`` is left alone.
 
+    **Runs.** A further ``trainer.run`` goes on with averages, size and counts, whatever Ignite's own counts begin with:
+    it is the same model. Another model needs another trainer and another handler.
+
     Args:
         model: the network that the trainer trains, also inside of DistributedDataParallel (``idist.auto_model``).
         loss_fn: ``loss_fn(y_pred, y)``, a scalar: the mean over the samples.
@@ -143,6 +146,10 @@ class EDBAHandler:
         trainer.add_event_handler(Events.GET_BATCH_COMPLETED, self._get_batch_completed)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+        if self._loop.engine.remembered is not None:
+            over = Events.COMPLETED | Events.TERMINATE | Events.INTERRUPT
+            trainer.add_event_handler(over, self._loop.unwatch)
+            trainer.add_event_handler(Events.EXCEPTION_RAISED, self._exception_raised)
 
     @property
     def batch_size(self) -> int | None:
@@ -230,6 +237,11 @@ class EDBAHandler:
         self._counter = 0
         self._loop.engine.begin_pass()
         self._set_length(engine, engine.state.iteration, engine.state.epoch)
+
+    def _exception_raised(self, engine: Engine, error: BaseException) -> None:
+        self._loop.unwatch()
+        if len(engine._event_handlers[Events.EXCEPTION_RAISED]) == 1:  # without a handler Ignite would have raised it
+            raise error
 
     # ---- their parts
 

@@ -70,9 +70,12 @@ class SubsetLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """One pass over the data; after :meth:`load_state_dict`, what was left of the interrupted one."""
-        for pool in self._loop.engine.pools.rest_of_pass(self._loader):
-            yield self._loop.choose(pool)
-            self._loop.end_step()
+        try:
+            for pool in self._loop.engine.pools.rest_of_pass(self._loader):
+                yield self._loop.choose(pool)
+                self._loop.end_step()
+        finally:
+            self._loop.unwatch()
 
     def __len__(self) -> int:
         """Batches in a pass, with those to come at the present size."""

@@ -105,6 +105,10 @@ class RememberedScores:
         self._replay, self._skipped, self._passes_to_spin = {}, skipped, spun
         sampler.choose = self._choose
 
+    def unhook(self) -> None:
+        """Leave no hook on the model until the next step that records."""
+        self._training.unhook()
+
     def uninstall(self) -> None:
         """Leave the sampler and the model as they were."""
         self._training.unwatch()
