@@ -179,7 +179,7 @@ class Settings(TypedDict, total=False):
     start: Annotated[float, Setting(0.0, _SHARE, paper=0.0, loops=_IN_TRAINERS)]
     """Fraction of training, in [0, 1], from which on subsets are chosen. Before it, and from `end` on, whole batches
     are trained on and their size stays. For the loss that `batch_size_policy="loss"` compares with, training's first,
-    its first window of scored batches is scored even before `start`: ten forward passes."""
+    its first window is scored even before `start`: ten forward passes, none with `scoring="cached"`."""
     end: Annotated[float, Setting(1.0, _SHARE, paper=1.0, loops=_IN_TRAINERS)]
     """Fraction of training until which subsets are chosen, > `start`."""
     last_layer: Annotated[Layer, Setting(None, _layer)]
