@@ -87,6 +87,7 @@ class SubsetLoader:
         finally:  # by its end, a break or an error: the next iterator begins another pass
             self._iterating = False
             self._loop.engine.begin_pass()
+            self._loop.unwatch()
 
     def __len__(self) -> int:
         """Batches in a pass, with those to come at the present size."""
