@@ -173,11 +173,11 @@ class EDBA(EventAlgorithm):
     def _epoch_start(self, state: State, logger: Logger) -> None:
         self._engine.begin_pass()
         self._loop.note_elapsed(0.0)  # workers have their first batches chosen when the pass begins
-        self._length.open(state)
+        self._length.open(state, logger)
 
     def _before_dataloader(self, state: State, logger: Logger) -> None:
         self._loop.note_elapsed(self._engine.part_of_pass)
-        self._length.estimate(state)
+        self._length.estimate(state, logger)
 
     def _after_dataloader(self, state: State, logger: Logger) -> None:
         self._microbatches.notice_halving(state)
@@ -191,7 +191,6 @@ class EDBA(EventAlgorithm):
             recorder.begin_forward()
 
     def _after_train_batch(self, state: State, logger: Logger) -> None:
-        self._length.estimate(state)
         if self._recorder is not None:
             assert self._engine.remembered is not None
             self._engine.remembered.end_microbatches()
@@ -200,7 +199,7 @@ class EDBA(EventAlgorithm):
                 self._loop.loss_scale = state.scaler.scale(torch.ones((), device=self._loop.device()))
 
     def _batch_end(self, state: State, logger: Logger) -> None:
-        self._length.close(state)
+        self._length.close(state, logger)
         # Share of this step's time since the data arrived. The trainer has read the loss by now, so a GPU is in step.
         overhead = self._engine.end_step(self._gradient_factor())
         if not self._cache_logged and self.score_cache is not None and self.score_cache.bytes > 0:
