@@ -56,6 +56,7 @@ class SupervisedLoop(Loop):
         layer = settings["last_layer"]
         layer = named_last_layer(self._model, layer) if isinstance(layer, str) else layer
         self._settings, self._loss_fn, self._split, self._forward = settings, loss_fn, split, forward
+        self._whole = _Whole(self._model, forward)  # one for all steps: the scorer checks a model once
         self._precision = contextlib.nullcontext if precision is None else precision
         self._optimizers = [] if optimizer is None else [optimizer]
         self._batch: Any = None  # what is trained on now
@@ -103,8 +104,7 @@ class SupervisedLoop(Loop):
 
     @override
     def network(self) -> Network:
-        whole = _Whole(self._model, self._forward)
-        return Network(whole, lambda out, parts: self._loss_fn(out, parts[1]), self._prepare, self._precision)
+        return Network(self._whole, lambda out, parts: self._loss_fn(out, parts[1]), self._prepare, self._precision)
 
     def _prepare(self, batch: Any) -> tuple[Any, Any]:
         (inputs, target), factor = self._split(batch), self._settings["scale_factor"]
