@@ -184,9 +184,9 @@ class Scorer:
             # New containers, which the model may change; of tensors a copy where it writes into them, else views.
             rows = torch.arange(end - chunk, end) if self._copies else slice(end - chunk, end)
             parts.append(self._score(index_batch(batch, rows, size), chunk, run))
+            if len(sizes) == 1:
+                return parts[0]
             self._check_memory(size)  # longer sequences than the last pool's show in the first part
-        if len(parts) == 1:
-            return parts[0]
         inputs, output_grads = torch.cat([part.inputs for part in parts]), torch.cat([p.output_grads for p in parts])
         metrics = [part.model_metric * (chunk / size) for part, chunk in zip(parts, sizes, strict=True)]
         return PoolScores(inputs, output_grads, torch.stack(metrics).sum(), parts[0].bias)
