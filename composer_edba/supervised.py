@@ -54,6 +54,7 @@ class SupervisedLoop(Loop):
         # DistributedDataParallel's own forward would broadcast buffers between ranks.
         self._model: nn.Module = model.module if isinstance(model, (DistributedDataParallel, DataParallel)) else model
         self._settings, self._loss_fn, self._split, self._forward = settings, loss_fn, split, forward
+        self._whole = _Whole(self._model, forward)  # one for all steps: the scorer checks a model once
         self._precision = contextlib.nullcontext if precision is None else precision
         self._optimizers = [] if optimizer is None else [optimizer]
         self._batch: Any = None  # what is trained on now
@@ -105,8 +106,7 @@ class SupervisedLoop(Loop):
 
     @override
     def network(self) -> Network:
-        whole = _Whole(self._model, self._forward)
-        return Network(whole, lambda out, parts: self._loss_fn(out, parts[1]), self._prepare, self._precision)
+        return Network(self._whole, lambda out, parts: self._loss_fn(out, parts[1]), self._prepare, self._precision)
 
     def _prepare(self, batch: Any) -> tuple[Any, Any]:
         (inputs, target), factor = self._split(batch), self._settings["scale_factor"]

@@ -95,7 +95,7 @@ class TrainingScores:
         """The microbatch's loss is computed next: have each sample's own, if ``loss(outputs, batch)`` allows for it."""
         part = self._parts[-1]
         if part.inputs is not None and self.mean_of_samples is not False:
-            part.losses = sample_losses(loss, outputs, batch, len(part.inputs))
+            part.losses = sample_losses(loss, outputs, batch, len(part.inputs), trial=self.mean_of_samples is None)
             if part.losses is None:
                 self.mean_of_samples = False
 
