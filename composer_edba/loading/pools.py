@@ -57,7 +57,7 @@ class Pools:
         if self.sampler is not twin.batch_sampler:
             self._orders = None
         self.sampler, self._loader = twin.batch_sampler, twin
-        self._measure(rank_sizes(self._own_length, device))
+        self.measure(device)
         in_order = twin.num_workers == 0 or getattr(twin, "in_order", True)
         size = length_of(twin.dataset) if in_order and self.sampler.total is not None else None
         if size is None or self.distinct is None or self.distinct.size != size:
@@ -80,8 +80,12 @@ class Pools:
         own = length_of(self._loader.dataset) if self.sampler.total is None else self.sampler.total
         return -1 if own is None else own
 
-    def _measure(self, lengths: list[int]) -> None:
-        """Take in how long the ranks' passes are now; on uneven ranks they end with the shortest one's."""
+    def measure(self, device: torch.device) -> None:
+        """Find out how long a pass is now, as is done anew whenever one begins."""
+        self._take_lengths(rank_sizes(self._own_length, device))
+
+    def _take_lengths(self, lengths: list[int]) -> None:
+        # On uneven ranks passes end with the shortest one's.
         shortest = min(lengths)
         self.uneven = shortest < max(lengths)
         self.shortest, self.total = (None, None) if shortest < 0 else (shortest, shortest * len(lengths))
@@ -152,7 +156,7 @@ class Pools:
         checksum = self.sampler.checksum(self.taken)
         told = gather_objects((self.sampler.order.state_dict(), self._own_length, checksum))
         self._orders = [order for order, _, _ in told]
-        self._measure([length for _, length, _ in told])
+        self._take_lengths([length for _, length, _ in told])
         known = saved is not None and self.taken > 0 and saved["checksum"] is not None
         if saved is not None and known and told[saved["rank"]][2] != saved["checksum"]:
             raise ValueError(

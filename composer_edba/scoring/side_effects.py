@@ -6,13 +6,11 @@ import contextlib
 import functools
 import inspect
 import operator
-import random
 import re
 import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 from typing_extensions import override
+
+from composer_edba.loading.streams import preserved_random_streams
 
 __all__ = ["BatchNormStatistics", "without_side_effects"]
 
@@ -82,7 +82,7 @@ def without_side_effects(model: nn.Module, batch_norm: BatchNormStatistics = "po
     try:
         CheckpointFunction.apply = _plain_checkpoint  # type: ignore[method-assign]
         dropout = _DropoutOff() if functional else contextlib.nullcontext()
-        with _preserved_random_streams(), _eager(), _flags_off(flags), dropout:
+        with preserved_random_streams(), _eager(), _flags_off(flags), dropout:
             yield
     finally:
         CheckpointFunction.apply = checkpoint  # type: ignore[method-assign]
@@ -158,17 +158,6 @@ def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
     if targets:
         with torch.no_grad():
             torch._foreach_copy_(targets, sources)  # few launches on a GPU, however many buffers
-
-
-@contextlib.contextmanager
-def _preserved_random_streams() -> Iterator[None]:
-    python, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from composer_edba import EDBA
 from composer_edba.ignite import EDBAHandler
-from composer_edba.loading.sampler import length_of
+from composer_edba.loading.order import length_of
 from composer_edba.plain import SubsetLoader
 from tests.support.torch_runs import CLASSES, loader, net, sgd
 
