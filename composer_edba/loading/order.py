@@ -57,6 +57,10 @@ class PassOrder:
         self._over: tuple[Mapping[str, Any], int] | None = None
         self._noted: dict[str, Any] = {}
         self._length: int | None = None
+        self._begun = False  # no index was drawn since
+        # Whether a sampler that is not torch's begins a pass once more for nothing, to get where it then was: as a
+        # Trainer has it, which begins all passes again; elsewhere its state is the user's to save.
+        self.begins_again = True
 
     # ---- a pass
 
@@ -78,15 +82,17 @@ class PassOrder:
 
     def begin(self) -> None:
         """An iterator of the loader is being made; next it draws its workers' seed, then indices."""
-        self._length = None
+        if self._begun and self._loader is not None and self._loader.num_workers > 0:
+            return  # with workers a DataLoader makes two iterators, and draws from the second
+        self._begun, self._length = True, None
         if (saved := self._interrupted) is not None:
             self._put_back(saved)
             if self._loader is not None:
-                if "stream" in saved:
-                    self._workers_stream.set_state(_unpacked(saved["stream"]))
-                self._loader.generator = self._workers_stream
+                self._seed_workers(saved)
         elif self._over is not None:  # that pass once more, without its data
             self._put_back(self._over[0])
+            if self._loader is not None and self._loader.num_workers > 0 and self._loader.persistent_workers:
+                self._seed_workers(self._over[0])  # there were workers already
             if self._sampler_generator is not None:
                 with preserved_random_streams():
                     collections.deque(itertools.islice(self._sampler, self._over[1]), maxlen=0)
@@ -106,10 +112,11 @@ class PassOrder:
 
     def indices(self) -> Iterator[Any]:
         """The pass's indices, as many as the sampler's length; they are drawn from the streams now."""
-        sampler, saved = self._sampler, self._interrupted
+        sampler, saved, self._begun = self._sampler, self._interrupted, False
         if self.keeps_indices:
-            with preserved_random_streams() if saved else contextlib.nullcontext():
-                drawn = list(itertools.islice(sampler, len(sampler)))  # also for nothing: it may count its passes
+            if saved is None or self.begins_again:
+                with preserved_random_streams() if saved else contextlib.nullcontext():
+                    drawn = list(itertools.islice(sampler, len(sampler)))
             self._noted["indices"] = saved["indices"] if saved else _packed_indices(drawn)
             drawn = _unpacked_indices(self._noted["indices"])
             self._length = len(drawn)
@@ -171,6 +178,12 @@ class PassOrder:
     def _generators(self) -> list[torch.Generator]:
         given = (self._loader_generator, self._sampler_generator)
         return list({id(each): each for each in given if each is not None}.values())
+
+    def _seed_workers(self, saved: Mapping[str, Any]) -> None:
+        """Have the workers' seed come from where a noted pass had it from, and no stream notice."""
+        if "stream" in saved:
+            self._workers_stream.set_state(_unpacked(saved["stream"]))
+        self._loader.generator = self._workers_stream
 
     def _put_back(self, saved: Mapping[str, Any]) -> None:
         for generator, state in zip(self._generators, saved["generators"], strict=False):

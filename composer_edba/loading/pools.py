@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -134,7 +135,10 @@ class Pools:
     def is_over(self) -> bool:
         """Whether all batches of the present pass were taken; False where that cannot be known."""
         sampler = self.sampler
-        return sampler is not None and sampler.drawn is self._pass and sampler.is_last(self.taken)
+        if sampler is None or sampler.drawn is not self._pass:
+            return False
+        whole = sampler.total is None and self.shortest is not None and self.seen >= self.shortest
+        return whole or sampler.is_last(self.taken)
 
     def next_batch(self, size: int) -> int:
         """Number in its pass, from 0, of the batch of ``size`` samples that comes now."""
@@ -248,7 +252,12 @@ class Pools:
 
         Batches that were taken are loaded again and thrown away; the global random streams do not notice.
         """
+        if self.sampler is not None:
+            self.sampler.order.begins_again = False
         return _RestOfPass(self, loader) if self._resumed else loader
+
+
+_NOTHING = object()
 
 
 class _RestOfPass:
@@ -268,8 +277,12 @@ class _RestOfPass:
                 torch.set_rng_state(stream)
             batches = iter(self._loader)
             for _ in range(self._pools.taken):
-                next(batches)
-        return batches
+                next(batches, None)
+        first = next(batches, _NOTHING)
+        if first is not _NOTHING:
+            return itertools.chain([first], batches)
+        self._pools.end_pass()  # it was over: the next one comes
+        return iter(self._loader)
 
 
 def _pass_words(samples: int | None, ranks: int) -> str:

@@ -49,7 +49,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self._ends: list[int] = []  # samples drawn up to the end of each batch
         self._indices: dict[int, list[int]] = {}
         self._checksums: list[int] = []  # of all indices drawn up to the end of each batch
-        self._seen, self._ended = 0, False
+        self._seen, self._left_out, self._ended = 0, 0, False
         self._resized = False  # whether a batch of this pass had another size than the first
 
     @property
@@ -70,6 +70,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
             size = asked if total is None or self.drop_last else self._fitted(asked, total - self._seen)
             batch = list(itertools.islice(indices, size))
             if not batch or (self.drop_last and len(batch) < size):
+                self._left_out = len(batch)
                 break
             self.drawn.append(asked)
             self._resized = self._resized or asked != self._first_size
@@ -120,8 +121,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     @property
     def indices_drawn(self) -> int:
-        """Indices drawn in this pass so far, for the prefetch queue too."""
-        return self._seen
+        """Indices drawn in this pass so far, those for the prefetch queue and those left out too."""
+        return self._seen + self._left_out
 
     def seen(self, taken: int) -> int:
         """Samples that were drawn for the first ``taken`` batches of this pass, whether loaded or not."""
