@@ -21,11 +21,8 @@ from composer_edba.train.data import Data
 
 __all__ = ["EvaluationPoints", "RunRecorder", "forward_flops"]
 
-_METRICS = {
-    "MulticlassAccuracy": "accuracy",
-    "R2Score": "r2",
-    "MeanLoss": "loss",
-}  # and what they are called in a record
+# And what they are called in a record.
+_METRICS = {"MulticlassAccuracy": "accuracy", "R2Score": "r2", "MeanLoss": "loss"}
 
 
 class EvaluationPoints:

@@ -532,7 +532,7 @@ _TASKS = Suite(
 )
 
 # What a user gets who changes nothing, against plain training and against the rule that was the default until 0.2. The
-# constant learning rate was the best for plain, by the mean held-out loss of seeds 1000 and 1001 in a plain loop. Adam at
+# constant learning rate was the best for plain, by the mean held-out loss of seeds 1000 and 1001 in a loop. Adam at
 # 0.0003, 0.001, 0.003, 0.01: mse 0.175, 0.156, 0.121, 0.136; nll -0.333, -0.364, -0.405, -0.454; classes 1.117, 1.108,
 # 1.183, 1.455; smoothed 1.387, 1.376, 1.418, 1.545; fine_tuning, from 1.139: 1.079, 1.086, 1.165, 1.412. SGD at 0.003,
 # 0.01, 0.03, 0.1: mse 0.172, 0.158, 0.127, 0.166; nll -0.390, -0.469, -0.367, diverged; classes 1.125, 1.149, 1.296,
