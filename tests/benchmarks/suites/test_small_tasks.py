@@ -175,6 +175,15 @@ def test_a_task_by_its_loss_is_scored_by_what_it_trains_on():
     assert last["test_loss"] < 0.4  # 0.5 for the mean and the variance of all
 
 
+@pytest.mark.slow
+def test_its_suite_tells_of_the_loss(tmp_path, capsys):
+    output = tmp_path / "defaults.jsonl"
+    arm = ["--cells", "mse_adam", "--seeds", "0", "--arms", "plain@trainer.max_duration=1ep"]
+    assert main(["time-to-accuracy", "defaults", "--output", str(output), *arm]) == 0
+    (record,) = read_records(output)
+    assert f"test loss {record['evaluations'][-1]['test_loss']}, 128 updates" in capsys.readouterr().out
+
+
 def test_table_tells_of_diverged_runs(tmp_path):
     lines = [line("plain", 0, 0.5), line("plain", 1, None), line("edba", 0, 0.5), line("edba", 1, 0.6)]
     text = table(lines, tmp_path)
