@@ -118,7 +118,7 @@ def test_a_loss_that_is_never_finite_is_the_reason():
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"start": 0.5, "max_duration": "1ep"}, "interval=1, start=0.5 let none of the 4 batches be scored"),
+        ({"start": 0.9, "max_duration": "1ep"}, "interval=1, start=0.9 let none of the 4 batches be scored"),
         (
             {"interval": 3, "interrupt": 4, "max_duration": "4ba", "start": 0.6},
             "interval=3, interrupt=4, start=0.6 let",
