@@ -150,13 +150,13 @@ class Settings(TypedDict, total=False):
     `ema_decay**interval`."""
     batch_size_policy: Annotated[
         Literal["loss", "margin", "noise_scale", "fixed"] | PolicyObject,
-        Setting("loss", paper="margin", others=_POLICY),
+        Setting("fixed", paper="margin", others=_POLICY),
     ]
-    """The rule that sizes the batch: by the loss, the margin or the gradient noise scale, or not at all; or a rule of
-    the user's (docs/extending.md)."""
+    """The rule that sizes the batch: `fixed`, none: it keeps the loader's size; by the loss, the margin or the gradient
+    noise scale; or a rule of the user's (docs/extending.md)."""
     policy_options: Annotated[Mapping[str, Any] | None, Setting(None, paper=None)]
-    """Constants of `batch_size_policy` in place of its own, such as `{'largest_growth': 4}`: keyword arguments of its
-    class in composer_edba/method/sizing.py."""
+    """Constants of `batch_size_policy` in place of its own, such as `{'largest_growth': 4}` for `loss`: keyword
+    arguments of its class in composer_edba/method/sizing.py."""
     min_batch_size: Annotated[int, Setting(10, _whole(1), paper=10)]
     """Smallest batch, in samples a rank, >= 1."""
     max_batch_size: Annotated[int, Setting(1000, _whole(1), paper=1000)]

@@ -116,7 +116,7 @@ def test_other_settings_than_the_checkpoints_are_told_once(tmp_path):
     (told,) = [str(warning.message) for warning in caught if "other settings" in str(warning.message)]
     assert "criterion: 'margin' -> 'steadiest'" in told
     assert "interval: 1 -> 3" in told
-    assert "batch_size_policy: 'margin' -> 'loss'" in told
+    assert "batch_size_policy: 'margin' -> 'fixed'" in told
     assert "min_subset_size: 5 -> 10" in told
     assert "scoring" not in told
 

@@ -18,7 +18,7 @@ def counted():
 
 
 MADE = {
-    "default": lambda: EDBA(interval=1, policy_options={"window": 2, "tolerance": 1.1}),
+    "loss": lambda: EDBA(interval=1, batch_size_policy="loss", policy_options={"window": 2, "tolerance": 1.1}),
     "margin": lambda: EDBA.paper(policy_options={"window": 2, "cooldown": 1, "threshold": 0.05}),
     "cached": lambda: EDBA.paper(scoring="cached", policy_options={"window": 2, "cooldown": 1, "threshold": 0.05}),
     "policy object": lambda: EDBA.paper(batch_size_policy=counted()),
@@ -66,7 +66,7 @@ def test_a_second_trainer_that_resumes_goes_on_from_its_checkpoint(tmp_path, nam
     assert all(map(torch.equal, weights(again), weights(whole)))
 
 
-@pytest.mark.parametrize("name", ["default", "policy object"])
+@pytest.mark.parametrize("name", ["loss", "policy object"])
 def test_further_fits_of_one_trainer_go_on(name):
     algorithm = MADE[name]()
     _, watch = run(algorithm, fits=2)

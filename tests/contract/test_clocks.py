@@ -56,7 +56,7 @@ def test_where_an_epoch_is_a_number_of_batches_its_parts_are_counted_in_them():
 # ---- what the loss policy compares with
 
 
-BY_LOSS = {"interval": 1, "policy_options": {"window": 2, "tolerance": 1.1}}
+BY_LOSS = {"interval": 1, "batch_size_policy": "loss", "policy_options": {"window": 2, "tolerance": 1.1}}
 
 
 def policy_of(algorithm):
