@@ -116,10 +116,13 @@ class SubsetLoader:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on, as plain values. The global random streams are the caller's.
 
-        Saved inside of the loop over a pass, what is left of the pass comes next; saved after it, however it was left,
-        a new pass.
+        Saved inside of the loop over a pass, what is left of the pass comes next, after its last batch nothing; saved
+        after the loop, however it was left, a new pass.
         """
-        return self._loop.state_dict()
+        state = self._loop.state_dict()
+        if self._iterating:
+            state["pools"]["taken"] = self._loop.engine.pools.taken
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave.

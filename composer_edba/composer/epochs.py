@@ -111,8 +111,9 @@ class EpochLength:
 
     def _is_over(self, state: State, sampler: ResizableBatchSampler, taken: int) -> bool:
         if sampler.total is None:  # an IterableDataset with a length
-            total = self._pools.total
-            return total is not None and int(state.timestamp.sample_in_epoch) >= total
+            ranks, total = dist.get_world_size(), self._pools.total
+            rest = None if total is None else (total - int(state.timestamp.sample_in_epoch)) // ranks
+            return rest is not None and self._pools.is_rest_over(rest)
         if not self._pools.uneven:
             return sampler.is_last(taken)
         # The trainer stops all ranks when the first runs out, and all must agree that the epoch has ended.

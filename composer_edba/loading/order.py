@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import copy
 import itertools
 import zlib
@@ -58,9 +57,10 @@ class PassOrder:
         self._noted: dict[str, Any] = {}
         self._length: int | None = None
         self._begun = False  # no index was drawn since
-        # Whether a sampler that is not torch's begins a pass once more for nothing, to get where it then was: as a
-        # Trainer has it, which begins all passes again; elsewhere its state is the user's to save.
-        self.begins_again = True
+        # Whether global streams and samplers of the user's are drawn from for nothing when a pass is drawn again: in a
+        # Trainer, which goes through all passes again and puts the streams back itself. Elsewhere their state is the
+        # user's to save.
+        self.draws_again = True
 
     # ---- a pass
 
@@ -114,19 +114,19 @@ class PassOrder:
         """The pass's indices, as many as the sampler's length; they are drawn from the streams now."""
         sampler, saved, self._begun = self._sampler, self._interrupted, False
         if self.keeps_indices:
-            if saved is None or self.begins_again:
-                with preserved_random_streams() if saved else contextlib.nullcontext():
-                    drawn = list(itertools.islice(sampler, len(sampler)))
+            if saved is None or self.draws_again:
+                drawn = list(itertools.islice(sampler, len(sampler)))
             self._noted["indices"] = saved["indices"] if saved else _packed_indices(drawn)
             drawn = _unpacked_indices(self._noted["indices"])
             self._length = len(drawn)
             return iter(drawn)
         if _is_random(sampler) and sampler.generator is None:
             # As the sampler itself does it.
-            seed = saved["seed"] if saved else int(torch.empty((), dtype=torch.int64).random_().item())
-            self._noted["seed"] = seed
+            if saved is None or self.draws_again:
+                seed = _drawn_seed()
+            self._noted["seed"] = saved["seed"] if saved else seed
             sampler = copy.copy(sampler)
-            sampler.generator = torch.Generator().manual_seed(seed)
+            sampler.generator = torch.Generator().manual_seed(self._noted["seed"])
         return itertools.islice(sampler, self.length)
 
     # ---- an interrupted pass
@@ -180,20 +180,27 @@ class PassOrder:
         return list({id(each): each for each in given if each is not None}.values())
 
     def _seed_workers(self, saved: Mapping[str, Any]) -> None:
-        """Have the workers' seed come from where a noted pass had it from, and no stream notice."""
+        """Have the workers' seed come from where a noted pass had it from."""
         if "stream" in saved:
             self._workers_stream.set_state(_unpacked(saved["stream"]))
+        if self.draws_again and self._loader_generator is None and self._loader._iterator is None:
+            _drawn_seed()
         self._loader.generator = self._workers_stream
 
     def _put_back(self, saved: Mapping[str, Any]) -> None:
         for generator, state in zip(self._generators, saved["generators"], strict=False):
             generator.set_state(_unpacked(state))
         if self._loader_generator is not None and saved.get("seeds"):
-            torch.empty((), dtype=torch.int64).random_(generator=self._loader_generator)
+            _drawn_seed(self._loader_generator)
 
 
 def _is_random(sampler: Any) -> bool:
     return isinstance(sampler, RandomSampler) and type(sampler).__iter__ is RandomSampler.__iter__
+
+
+def _drawn_seed(generator: torch.Generator | None = None) -> int:
+    """As DataLoader and RandomSampler draw it; None: from torch's global stream."""
+    return int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
 
 
 def _packed(state: Tensor) -> bytes:

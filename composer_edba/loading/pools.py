@@ -34,6 +34,7 @@ class Pools:
     _pass: list[int] | None = None  # the sampler's list of the pass that `taken` counts in
     _resumed = False  # the next pass that is drawn is an interrupted one
     _orders: list[dict[str, Any]] | None = None  # what decides the order of the present or last pass, a rank each
+    _lengths: list[int]  # of the ranks' passes, -1 where there is none
     _loaded: Mapping[str, Any] | None = None  # a state's pass, until one begins
 
     def __init__(self, owner: str = "EDBA", loader_name: str = "the loader"):
@@ -87,6 +88,7 @@ class Pools:
 
     def _take_lengths(self, lengths: list[int]) -> None:
         # On uneven ranks passes end with the shortest one's.
+        self._lengths = lengths
         shortest = min(lengths)
         self.uneven = shortest < max(lengths)
         self.shortest, self.total = (None, None) if shortest < 0 else (shortest, shortest * len(lengths))
@@ -137,8 +139,14 @@ class Pools:
         sampler = self.sampler
         if sampler is None or sampler.drawn is not self._pass:
             return False
-        whole = sampler.total is None and self.shortest is not None and self.seen >= self.shortest
-        return whole or sampler.is_last(self.taken)
+        if sampler.total is None and self.shortest is not None:
+            return self.is_rest_over(self.shortest - self.seen)
+        return sampler.is_last(self.taken)
+
+    def is_rest_over(self, rest: int) -> bool:
+        """Whether no batch comes of the ``rest`` of an IterableDataset's samples on this rank."""
+        assert self.sampler is not None
+        return rest <= 0 or (self.sampler.drop_last and rest < self.sampler.batch_size)
 
     def next_batch(self, size: int) -> int:
         """Number in its pass, from 0, of the batch of ``size`` samples that comes now."""
@@ -201,7 +209,7 @@ class Pools:
         began = self._loaded
         if sampler is not None and self._orders is not None and began is None:
             began = {"drawn": list(sampler.drawn), "indices": sampler.indices_drawn, "orders": self._orders}
-            began |= {"rank": rank(), "checksum": sampler.checksum(taken)}
+            began |= {"lengths": self._lengths, "rank": rank(), "checksum": sampler.checksum(taken)}
         return {
             "samples": self._samples,
             "ranks": world_size(),
@@ -235,6 +243,7 @@ class Pools:
             )
         if sampler is not None and began is not None:
             sampler.resume(began["drawn"])
+            self._take_lengths(began["lengths"])  # a sampler's may be others in each pass
             sampler.order.resume(began["orders"][rank()])
         self._resumed, self.taken = True, taken if redrawn else 0
 
@@ -253,7 +262,7 @@ class Pools:
         Batches that were taken are loaded again and thrown away; the global random streams do not notice.
         """
         if self.sampler is not None:
-            self.sampler.order.begins_again = False
+            self.sampler.order.draws_again = False
         return _RestOfPass(self, loader) if self._resumed else loader
 
 
@@ -281,8 +290,8 @@ class _RestOfPass:
         first = next(batches, _NOTHING)
         if first is not _NOTHING:
             return itertools.chain([first], batches)
-        self._pools.end_pass()  # it was over: the next one comes
-        return iter(self._loader)
+        self._pools.end_pass()  # it was over
+        return iter(())
 
 
 def _pass_words(samples: int | None, ranks: int) -> str:

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 
 from composer_edba import EDBA
 from composer_edba.ignite import EDBAHandler
-from composer_edba.loading.order import length_of
 from composer_edba.plain import SubsetLoader
 from tests.support.torch_runs import CLASSES, loader, net, sgd
 
@@ -312,17 +311,17 @@ def run_plain(
         return choose(pool)
 
     subsets._loop.choose = see
-    first, done, in_pass = 0, 0, 0
+    first, done = 0, 0
     _begin_streams(seed, resume_from)
     if resume_from is not None:
         saved = torch.load(resume_from, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
-        first, done, in_pass = saved["pass"], saved["done"], saved["in_pass"]
+        first, done = saved["pass"], saved["done"]
 
-    def record(number: int, in_pass: int) -> Record:
+    def record(number: int) -> Record:
         state = {name: part.state_dict() for name, part in parts.items()}
-        torch.save({**state, "pass": number, "done": done, "in_pass": in_pass}, save_to)
+        torch.save({**state, "pass": number, "done": done}, save_to)
         return Record(steps, model.state_dict(), save_to)
 
     for number in range(first, passes):
@@ -334,14 +333,11 @@ def run_plain(
             schedule.step()
             last = subsets._loop.engine.last_selection
             steps.append(_step(number, list(delivered), inputs, last, subsets.figures))
-            done, in_pass = done + 1, in_pass + 1
+            done += 1
             if not at_pass_end and done == stop_after:
-                # After a pass's last batch the next iteration is that of the next pass, where the loader knows it.
-                over = length_of(subsets.sampler) is not None and in_pass == len(subsets)
-                return record(number + over, 0 if over else in_pass)
-        in_pass = 0
+                return record(number)
         if at_pass_end and done == stop_after:
-            return record(number + 1, 0)
+            return record(number + 1)
     return Record(steps, model.state_dict(), save_to)
 
 

@@ -60,6 +60,14 @@ class Variant:
             return False  # refused: there are no indices, or not in their order
         return self.settings != "few_batches" or (self.loop == "composer" and ORDERS[self.order].sampler is not None)
 
+    @property
+    def tells_its_end(self) -> bool:
+        """Whether a pass is known to be over when its last batch comes, where a loop has to know that."""
+        # Ignite counts epochs, and of a data set's own order of unknown length, or of which workers may drop what is
+        # left, one knows the end only by asking for more.
+        known = ORDERS[self.order].sampler is not None or (ORDERS[self.order].sized and not self.drop_last)
+        return known or self.loop != "ignite"
+
     @cached_property
     def pairs(self) -> frozenset[tuple[tuple[str, Any], ...]]:
         """All pairs of values in it."""
@@ -135,6 +143,7 @@ def cases() -> list[Case]:
         others = others[turn % 4 :] + others[: turn % 4]
         stops = [("inside", others[0]), ("inside", others[1]), others[2:]]
         for number, (variant, when) in enumerate(itertools.zip_longest(chosen, stops, fillvalue=("inside",))):
-            made += [Case(variant, stop, quick=number == 0) for stop in (None, *when)]
+            stops_told = [stop for stop in when if stop != "last" or variant.tells_its_end]
+            made += [Case(variant, stop, quick=number == 0) for stop in (None, *stops_told)]
     # What order they came in cannot be told after an interruption.
     return made + [Case(variant, None, quick=turn % 5 == 0) for turn, variant in enumerate(out_of_order())]
