@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from composer_edba.loading.batch import batch_size, index_batch
 from composer_edba.loading.pools import Pools
-from composer_edba.loading.ranks import rank, rank_sizes, world_size
+from composer_edba.loading.ranks import Attempt, check_alike, rank, world_size
 from composer_edba.loading.sampler import check_indexed
 from composer_edba.method.choice import Selection
 from composer_edba.method.selector import SubsetSelector
 from composer_edba.method.sizing import LossPolicy, make_policy, policy_word
 from composer_edba.scoring.forward import PoolScores, Scorer
-from composer_edba.scoring.gathered import gather_scores
+from composer_edba.scoring.gathered import SHAPE, gather_scores, shape_of
 from composer_edba.scoring.remembered import RememberedScores
 from composer_edba.settings import as_saved
 
@@ -118,7 +118,7 @@ class Engine:
         figures: what is known of the last step, by name; no margin, metrics and averages if nothing was chosen.
         last_selection: the data-set indices behind the last step; None if it did not choose, or there are no indices.
         samples_scored, samples_trained: totals over all ranks.
-        samples_drawn: the same of all pools, ranks being even; of interest where not all that is drawn is loaded.
+        samples_drawn: the same of all pools; of interest where not all that is drawn is loaded.
     """
 
     def __init__(self, settings: Mapping[str, Any], loop: Loop, loader_name: str = "the loader"):
@@ -212,20 +212,23 @@ class Engine:
 
     # ---- a step
 
-    def choose(self, batch: Any, size: int | None = None) -> Any:
+    def choose(self, batch: Any, count: Callable[[Any], int] | None = None) -> Any:
         """The subset of ``batch`` to train on; the whole batch on steps that are not scored.
+
+        All ranks choose together or none does. What fails on one ends the step on all of them.
 
         Args:
             batch: what the loader gave: the pool, or with ``scoring="cached"`` what was chosen of it.
-            size: samples in it; None: the first dimension that its tensors share.
+            count: gives the samples in it; None: the first dimension that its tensors share.
 
         Raises:
             ValueError: if it is unclear what one sample of the batch is, or the loss is no mean over the samples.
+            RuntimeError: if another rank failed; names it.
         """
         self._began, self._seconds = time.perf_counter(), 0.0
-        size = batch_size(batch) if size is None else size
         self.last_selection = None
-        batch = (self._take if self.remembered else self._score)(batch, self.pools.next_batch(size), size)
+        self.pools.notice_pass()
+        batch = (self._take if self.remembered else self._score)(batch, count or batch_size)
         self.steps += 1
         return batch
 
@@ -242,54 +245,81 @@ class Engine:
             self._seconds = before + recording
         return self._seconds / (time.perf_counter() - self._began + before)
 
-    def _score(self, batch: Any, number: int, size: int) -> Any:
+    def _score(self, batch: Any, count: Callable[[Any], int]) -> Any:
         """Choose from a pool by a forward pass over it."""
-        selection, kept = None, None
-        if self._before_start():
-            batch = self._measure(batch, size)
-        elif self._scheduled(self.steps):
-            batch = self.loop.ready(batch)
-            sizes = rank_sizes(size, self.loop.device())
-            scores = gather_scores(self.run_scorer(self.scorer, batch), sizes)
-            selection = self._decide(scores, sizes, self.steps, f"at batch {self.steps}")
+        device, scores, selection, before = self.loop.device(), None, None, False
+        with Attempt(5 + SHAPE) as mine:
+            size = count(batch)
+            number = self.pools.next_batch(size)
+            drawn = self.pools.indices(number, size)
+            before = self._before_start()
+            if before or self._scheduled(self.steps):
+                batch = self.loop.ready(batch)
+                scores = self.run_scorer(self.scorer, batch)
+            subset, chosen, known = self._part(batch, size, drawn, None)
+            shape = (0,) * SHAPE if scores is None else shape_of(scores)
+            mine.numbers = (size, known[0], known[1], scores is not None, self.scorer.chunk_limit or 0, *shape)
+        sizes, trained, marked, scored, limits, *shapes = mine.exchange(device)
+        self.scorer.chunk_limit = min(filter(None, limits), default=None)
+        if scores is not None and all(scored):  # where a pass's end is near, a rank may see it later than another
+            with Attempt(3) as mine:
+                scores = gather_scores(scores, sizes, shapes)
+                if before:
+                    self._selector.measure(float(scores.model_metric))
+                else:
+                    selection = self._decide(scores, sizes, self.steps, f"at batch {self.steps}")
+                    kept = selection.indices - sum(sizes[: rank()])
+                    kept = kept[(kept >= 0) & (kept < size)]
+                    subset, chosen, known = self._part(batch, size, drawn, kept)
+                mine.numbers = (*known, self.batch_size or 0)
+            trained, marked, next_sizes = mine.exchange(device)
+            check_alike(next_sizes, "the size that batch_size_policy gives")
             self.samples_scored += sum(sizes)
-            mine = selection.indices - sum(sizes[: rank()])
-            kept = mine[(mine >= 0) & (mine < size)]
-        drawn = self.pools.indices(number, size)
-        trainable = self.loop.trainable(size if kept is None else len(kept))
-        if kept is not None or trainable < size:
-            kept = (torch.arange(size) if kept is None else kept)[:trainable]
-        if kept is not None and trainable < size:
-            batch = index_batch(batch, kept, size)
-        if selection is not None:
             self._seconds = time.perf_counter() - self._began
-        sizes = rank_sizes(trainable, self.loop.device())
-        self.samples_trained += sum(sizes)
-        self.samples_drawn += size * len(sizes)
-        chosen = drawn if kept is None or drawn is None else drawn[kept]
-        self.pools.mark(chosen, sizes, self.loop.device())
+        self.samples_trained += sum(trained)
+        self.samples_drawn += sum(sizes)
+        self.pools.mark(chosen, marked, device)
         if selection is not None and drawn is not None and chosen is not None:
             self.last_selection = LastSelection(drawn, chosen)
-        self._describe(size, trainable, {} if selection is None else self._selector.figures(selection))
-        return batch
+        self._describe(size, trained[rank()], {} if selection is None else self._selector.figures(selection))
+        return subset
 
-    def _take(self, batch: Any, number: int, size: int) -> Any:
+    def _part(
+        self, batch: Any, size: int, drawn: Tensor | None, kept: Tensor | None
+    ) -> tuple[Any, Tensor | None, tuple[int, int]]:
+        """What is trained on if ``kept`` (None: all) of a batch is chosen; its indices; how many it and they are."""
+        trainable = self.loop.trainable(size if kept is None else len(kept))
+        if trainable == size:
+            kept = None
+        else:
+            kept = (torch.arange(size) if kept is None else kept)[:trainable]
+            batch = index_batch(batch, kept, size)
+        chosen = drawn if kept is None or drawn is None else drawn[kept]
+        return batch, chosen, (trainable, 0 if chosen is None else trainable)
+
+    def _take(self, batch: Any, count: Callable[[Any], int]) -> Any:
         """The batch holds what was chosen already; have the step record what it finds out about it."""
         assert self.remembered is not None
-        choice, trainable = self.remembered.take(number, size), self.loop.trainable(size)
+        layer, before = None, False
+        with Attempt(2) as mine:
+            size = count(batch)
+            choice, trainable = self.remembered.take(self.pools.next_batch(size), size), self.loop.trainable(size)
+            if trainable < size:
+                batch = index_batch(batch, torch.arange(trainable), size)
+            before = self._before_start()
+            if before or self._in_span():
+                layer = self.run_scorer(self.scorer.find_layer, batch)
+                if self.scorer.positions > 1:
+                    raise ValueError(
+                        f"the last layer, a {type(layer).__name__}, is applied at {self.scorer.positions} positions of "
+                        "a sample (tokens, pixels): scoring='cached' keeps one row a sample. Use scoring='forward', or "
+                        "name another layer as last_layer"
+                    )
+            mine.numbers = (trainable, layer is not None)
+        trained, found = mine.exchange(self.loop.device())
+        check_alike(trained, "the number of samples that go through the network")
         indices = choice.subset[:, :trainable]
-        if trainable < size:
-            batch = index_batch(batch, torch.arange(trainable), size)
-        layer, before = None, self._before_start()
-        if before or self._in_span():
-            layer = self.run_scorer(self.scorer.find_layer, batch)
-            if self.scorer.positions > 1:
-                raise ValueError(
-                    f"the last layer, a {type(layer).__name__}, is applied at {self.scorer.positions} positions of a "
-                    "sample (tokens, pixels): scoring='cached' keeps one row a sample. Use scoring='forward', or name "
-                    "another layer as last_layer"
-                )
-        self.remembered.record(None if layer is None else indices, layer, keep=not before)
+        self.remembered.record(indices if all(found) else None, layer if all(found) else None, keep=not before)
         self.samples_trained += indices.size
         self.samples_drawn += choice.pool.size
         assert self.pools.distinct is not None
@@ -324,16 +354,6 @@ class Engine:
         if (done := self.loop.elapsed()) is None or done >= self.settings["start"] or not self._is_due(self.steps):
             return False
         return self._selector.refer(self.loop.learning_rate())
-
-    def _measure(self, batch: Any, size: int) -> Any:
-        """Show the batch size's rule the loss of a pool that is trained on whole; the pool as it is trained on."""
-        batch = self.loop.ready(batch)
-        sizes = rank_sizes(size, self.loop.device())
-        scores = gather_scores(self.run_scorer(self.scorer, batch), sizes)
-        self._selector.measure(float(scores.model_metric))
-        self.samples_scored += sum(sizes)
-        self._seconds = time.perf_counter() - self._began
-        return batch
 
     def _decide(self, scores: PoolScores, sizes: list[int], step: int, where: str) -> Selection:
         """Choose from the pool of all ranks by its scores, whatever their source, and size the next pools."""

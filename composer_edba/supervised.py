@@ -81,7 +81,7 @@ class SupervisedLoop(Loop):
         remembered, recorder = self.engine.remembered, self._recorder
         self._batch = None
         if remembered is not None and recorder is not None and sum(recorder.sizes) == 0:
-            remembered.record(None, None)  # the loop left it out
+            remembered.leave_out()
             if not self._warned:
                 warnings.warn(
                     "a batch did not go through the model in training, so nothing is known of its samples: "
@@ -150,6 +150,8 @@ class SupervisedLoop(Loop):
         if recorder is None or remembered is None or self._batch is None or not torch.is_grad_enabled():
             return
         recorder.end_forward()
+        if recorder.sizes[-1] == 0:  # its end tells that the last layer was not called
+            return
         size, done = batch_size(self._batch), sum(recorder.sizes)
         inputs, target = self._split(index_batch(self._batch, slice(done - recorder.sizes[-1], done), size))
         if self._forward is not None:  # what the loss takes, made of the outputs that are there

@@ -182,7 +182,7 @@ class EDBA(EventAlgorithm):
     def _after_dataloader(self, state: State, logger: Logger) -> None:
         self._microbatches.notice_halving(state)
         self._loop.note_elapsed(self._engine.part_of_pass)
-        state.batch = self._engine.choose(state.batch, self._count_samples(state))
+        state.batch = self._engine.choose(state.batch, lambda batch: self._count_samples(state))
         logger.log_metrics({f"edba/{name}": value for name, value in self._engine.figures.items()})
 
     def _before_forward(self, state: State, logger: Logger) -> None:

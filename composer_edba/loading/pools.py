@@ -13,7 +13,15 @@ from torch.utils.data import DataLoader
 
 from composer_edba.loading.distinct import DistinctSamples
 from composer_edba.loading.order import length_of
-from composer_edba.loading.ranks import gather_objects, gather_rows, rank, rank_sizes, world_size
+from composer_edba.loading.ranks import (
+    Attempt,
+    check_alike,
+    gather_objects,
+    gather_rows,
+    rank,
+    rank_sizes,
+    world_size,
+)
 from composer_edba.loading.sampler import ResizableBatchSampler, resizable_copy, why_fixed
 from composer_edba.loading.streams import preserved_random_streams
 
@@ -48,8 +56,11 @@ class Pools:
         A loader that is resizable already is its own copy; an empty one raises a ValueError. ``device`` is where the
         process group's backend wants its tensors.
         """
-        self._refuse_empty(loader)
-        twin = resizable_copy(loader)
+        with Attempt(1) as mine:
+            self._refuse_empty(loader)
+            twin = resizable_copy(loader)
+            mine.numbers = [twin is not None]
+        check_alike(mine.exchange(device)[0], f"whether the batches of {self.loader_name} can be resized")
         self.end_pass()
         if twin is None:
             self.sampler = self._loader = self.total = self.shortest = self.distinct = None
@@ -148,14 +159,19 @@ class Pools:
         assert self.sampler is not None
         return rest <= 0 or (self.sampler.drop_last and rest < self.sampler.batch_size)
 
+    def notice_pass(self) -> None:
+        """A batch has come: if it is a pass's first, all ranks tell each other about this pass; a collective call."""
+        if self.sampler is None or self.sampler.drawn is self._pass:
+            return
+        if not self._resumed:
+            self.taken = self._seen = 0
+        self._pass = self.sampler.drawn
+        self._begin_pass()
+        self.sampler.forget_resumption()
+
     def next_batch(self, size: int) -> int:
         """Number in its pass, from 0, of the batch of ``size`` samples that comes now."""
-        if self.sampler is not None and self.sampler.drawn is not self._pass:  # it has begun a pass
-            if not self._resumed:
-                self.taken = self._seen = 0
-            self._pass = self.sampler.drawn
-            self._begin_pass()
-            self.sampler.forget_resumption()
+        self.notice_pass()
         self._resumed = False
         self.taken += 1
         self._seen += size
@@ -190,10 +206,12 @@ class Pools:
         return torch.tensor(found) if known else None
 
     def mark(self, indices: Tensor | None, sizes: list[int], device: torch.device) -> None:
-        """Count samples as trained on: this rank's ``indices``, of ``sizes`` on all ranks."""
-        if self.distinct is not None and indices is not None:
+        """Count samples as trained on: this rank's ``indices``, of ``sizes`` on all ranks; 0 where they are unknown."""
+        if any(sizes):
+            indices = torch.empty(0, dtype=torch.int64) if indices is None else indices
             gathered = indices if len(sizes) == 1 else gather_rows(indices.to(device), sizes).cpu()
-            self.distinct.add(gathered.numpy())
+            if self.distinct is not None:
+                self.distinct.add(gathered.numpy())
 
     # ---- resuming
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["from_rank_zero", "gather_objects", "gather_rows", "rank", "rank_sizes", "world_size"]
+__all__ = [
+    "Attempt",
+    "check_alike",
+    "from_rank_zero",
+    "gather_objects",
+    "gather_rows",
+    "rank",
+    "rank_sizes",
+    "world_size",
+]
 
 
 def world_size() -> int:
@@ -19,6 +29,56 @@ def world_size() -> int:
 def rank() -> int:
     """This process's rank; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class Attempt:
+    """What may fail on one rank alone, while the others would wait for it in a collective call for ever.
+
+    ``with Attempt(n) as mine: ...`` keeps an exception, ``mine.exchange(device)`` raises it, and an error that names
+    rank and cause on the other ranks. All that is known of one rank alone goes along: ``mine.numbers``, n integers,
+    to be set inside of the block.
+    """
+
+    def __init__(self, count: int = 0):
+        self.numbers: Sequence[int] = (0,) * count
+        self._error: Exception | None = None
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
+        if world_size() == 1 or not isinstance(error, Exception):
+            return False
+        self._error, self.numbers = error, (0,) * len(self.numbers)
+        return True
+
+    def exchange(self, device: torch.device) -> list[list[int]]:
+        """For each of the numbers what every rank has, in their order; one collective call.
+
+        Raises:
+            RuntimeError: if another rank's attempt failed. This rank's own exception comes as it is.
+        """
+        if world_size() == 1:
+            return [[number] for number in self.numbers]
+        error = self._error
+        text = "" if error is None else f"{type(error).__name__}: {error}"
+        message = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
+        mine = torch.tensor([len(message), *self.numbers], device=device)
+        lengths, *numbers = torch.stack(_all_gather(mine)).T.tolist()
+        if not any(lengths):
+            return numbers
+        messages = gather_rows(message, lengths)
+        if error is not None:
+            raise error
+        failed = next(rank for rank, length in enumerate(lengths) if length)
+        text = bytes(messages[: lengths[failed]].tolist()).decode()
+        raise RuntimeError(f"all ranks stop, because EDBA failed on rank {failed}: {text}")
+
+
+def check_alike(values: Sequence[Any], what: str) -> None:
+    """Raise a ValueError unless all ranks have the same of ``what``."""
+    if any(value != values[0] for value in values):
+        raise ValueError(f"{what} must be the same on all ranks, and is {list(values)} in their order")
 
 
 def rank_sizes(size: int, device: torch.device) -> list[int]:

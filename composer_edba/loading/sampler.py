@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
@@ -31,6 +32,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
     Attributes:
         drawn: sizes asked for in this pass so far, the prefetch queue included; a new list in each pass.
         least_length: ``len()`` gives at least this many batches.
+        draw: ``draw(size, own)`` gives the indices of a batch, of up to ``size``, from ``own()``; None: all of these.
         choose: ``choose(number, indices)`` gives the indices to load of those drawn for batch ``number``; None: all.
         order: what decides the order of its passes.
     """
@@ -39,6 +41,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self.sampler = sampler
         self.batch_size = self._first_size = batch_size
         self.drop_last, self.least_length = drop_last, 0
+        self.draw: Callable[[int, Callable[[], Iterable[int]]], list[int]] | None = None
         self.choose: Callable[[int, list[int]], list[int]] | None = None
         self.order = PassOrder(sampler)
         self._replay: Sequence[int] = ()  # sizes of an interrupted pass, which its first batches have once more
@@ -68,7 +71,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
             number = len(self.drawn)
             asked = int(self._replay[number] if number < len(self._replay) else self.batch_size)
             size = asked if total is None or self.drop_last else self._fitted(asked, total - self._seen)
-            batch = list(itertools.islice(indices, size))
+            own = functools.partial(itertools.islice, indices, size)
+            batch = list(own()) if self.draw is None else self.draw(size, own)
             if not batch or (self.drop_last and len(batch) < size):
                 self._left_out = len(batch)
                 break

@@ -60,15 +60,20 @@ class ScoreCache:
         Raises:
             ValueError: if the table fits neither on the device nor in the host's memory.
         """
-        if self._rows is None or self._rows.shape[1] != rows.shape[1] or self._features != features:
-            self._allocate(rows.shape[1], rows.device)
-        self._features, self._bias = features, bias
+        self.reserve(rows, features)
+        self._bias = bias
         assert self._rows is not None
         distinct, from_end = np.unique(indices[::-1], return_index=True)
         if len(distinct) < len(indices):  # which of two equal indices is written last is not defined
             rows, indices = rows[_index(len(indices) - 1 - from_end, rows.device)], distinct
         self._rows[_index(indices, self._rows.device)] = rows.to(self._rows.device)
         self.steps[indices] = step
+
+    def reserve(self, rows: Tensor, features: int) -> None:
+        """Have room for rows like these; arguments and errors as of :meth:`record`."""
+        if self._rows is None or self._rows.shape[1] != rows.shape[1] or self._features != features:
+            self._allocate(rows.shape[1], rows.device)
+        self._features = features
 
     def knows(self, indices: np.ndarray) -> bool:
         """Whether each of the samples was recorded."""

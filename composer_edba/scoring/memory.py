@@ -7,7 +7,7 @@ import os
 
 import torch
 
-__all__ = ["check_score_memory", "device_memory"]
+__all__ = ["check_score_memory", "device_memory", "score_memory"]
 
 # Share of the device's memory that the last layer's inputs and output gradients of a pool may fill. While they are
 # made they exist about four times over (outputs, their log-softmax, autograd's gradients, and these times B); measured
@@ -27,13 +27,13 @@ def check_score_memory(
         samples, positions: B and T, the tokens or pixels at which the last layer is applied; 1 for a plain classifier.
         features, classes: F and C, inputs and outputs of the last layer.
         device: where the scores are.
-        limit: most bytes; None: a fifth of the device's memory.
+        limit: most bytes; None: :func:`score_memory`.
 
     Raises:
         ValueError: names the sizes, and what would fit.
     """
     per_sample = 4 * positions * (features + classes)
-    limit = _SHARE * (device_memory(device) or math.inf) if limit is None else limit
+    limit = score_memory(device) if limit is None else limit
     if samples * per_sample <= limit:
         return
     raise ValueError(
@@ -42,6 +42,11 @@ def check_score_memory(
         f"use batches of at most {int(limit // per_sample)} samples (max_batch_size), or name a narrower layer as "
         "last_layer, for example the one before the projection to the vocabulary"
     )
+
+
+def score_memory(device: torch.device) -> float:
+    """Most bytes of scores of a pool: a fifth of the device's memory, infinite if that is unknown."""
+    return _SHARE * (device_memory(device) or math.inf)
 
 
 def device_memory(device: torch.device) -> int | None:

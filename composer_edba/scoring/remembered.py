@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from composer_edba.loading.ranks import gather_rows, rank, world_size
+from composer_edba.loading.ranks import Attempt, check_alike, gather_rows, rank, world_size
 from composer_edba.loading.sampler import ResizableBatchSampler
 from composer_edba.method.choice import Selection
 from composer_edba.scoring.cache import ScoreCache
@@ -80,10 +80,12 @@ class RememberedScores:
         self._spinning = self._completed = False  # in such a pass; this step has gone through all its microbatches
         self._skipped = 0  # first batches of a pass that are drawn again only to be skipped
         self._replay: dict[int, tuple[np.ndarray, dict[str, float], float]] = {}
+        self._pools_drawn: np.ndarray = np.zeros((1, 0), dtype=np.int64)  # the last ones, of all ranks
         self._masks: list[np.ndarray] = []  # what was chosen for each batch drawn in this pass
         self._choices: dict[int, Choice] = {}  # those of the batches that are still to come
         self._recorded_indices: np.ndarray | None = None  # of the samples that this step records; None: it does not
         self._keep = True  # whether what it records goes into the cache
+        self._left_out = False  # this rank's loop did not train on the batch
         self._seconds = [0.0, 0.0]  # choosing, recording
 
     # ---- the loader
@@ -103,7 +105,7 @@ class RememberedScores:
             self.cache = ScoreCache(len(dataset))
         self._dataset, self._sampler, self._device = dataset, sampler, device
         self._replay, self._skipped, self._passes_to_spin = {}, skipped, spun
-        sampler.choose = self._choose
+        sampler.choose, sampler.draw = self._choose, self._draw
 
     def unhook(self) -> None:
         """Leave no hook on the model until the next step that records."""
@@ -113,7 +115,7 @@ class RememberedScores:
         """Leave the sampler and the model as they were."""
         self._training.unwatch()
         if self._sampler is not None:
-            self._sampler.choose = None
+            self._sampler.choose = self._sampler.draw = None
 
     def state_dict(self) -> dict[str, Any]:
         """What is known, and what was chosen in this pass and not yet trained on: plain values and bytes."""
@@ -146,6 +148,25 @@ class RememberedScores:
 
     # ---- choosing, inside of the loader's iterator
 
+    def _draw(self, size: int, own: Callable[[], Iterable[int]]) -> list[int]:
+        """A pool of at most ``size``, with those of the other ranks, which advance their samplers in step.
+
+        They are equally large: if a rank's sampler comes to its end before it said, all ranks' passes do.
+        """
+        assert self.cache is not None
+        with Attempt(size + 1) as mine:
+            pool, began = np.asarray(drawn := list(own())), time.perf_counter()
+            if drawn and (pool.dtype.kind not in "iu" or pool.min() < 0 or pool.max() >= self.cache.size):
+                raise ValueError(
+                    f"the loader's sampler gives {drawn[0]!r} and the like: scoring='cached' needs indices from 0 to "
+                    f"{self.cache.size - 1}, the data set's length less 1. Use scoring='forward'"
+                )
+            mine.numbers = (len(drawn), *map(int, drawn), *[0] * (size - len(drawn)))
+        lengths, *columns = mine.exchange(self._device)
+        self._pools_drawn = np.array(columns[: min(lengths)], dtype=np.int64).reshape(-1, world_size()).T
+        self._seconds[0] += time.perf_counter() - began
+        return drawn[: min(lengths)]
+
     def _choose(self, number: int, pool: list[int]) -> list[int]:
         began = time.perf_counter()
         if number == 0:
@@ -155,7 +176,7 @@ class RememberedScores:
                 self._masks, self._choices = [], {}
         if self._spinning:
             return pool
-        pools = self._pools_of_all_ranks(pool)
+        pools = self._pools_drawn
         if number in self._replay:
             chosen, figures, recorded = self._replay[number]
         elif number < self._skipped:
@@ -167,20 +188,6 @@ class RememberedScores:
         self._seconds[0] += time.perf_counter() - began
         return list(itertools.compress(pool, chosen[rank()].tolist()))
 
-    def _pools_of_all_ranks(self, pool: list[int]) -> np.ndarray:
-        """Data-set indices, (R, B): the ranks advance their samplers in step, and their pools are equally large."""
-        assert self.cache is not None
-        mine = np.asarray(pool)
-        if mine.dtype.kind not in "iu" or mine.min() < 0 or mine.max() >= self.cache.size:
-            raise ValueError(
-                f"the loader's sampler gives {pool[0]!r} and the like: scoring='cached' needs indices from 0 to "
-                f"{self.cache.size - 1}, the data set's length less 1. Use scoring='forward'"
-            )
-        mine, ranks = mine.astype(np.int64), world_size()
-        if ranks > 1:
-            mine = gather_rows(torch.from_numpy(mine).to(self._device), [len(mine)] * ranks).cpu().numpy()
-        return mine.reshape(ranks, -1)
-
     def _select(self, pools: np.ndarray) -> tuple[np.ndarray, dict[str, float], float]:
         cache, pool, indices = self.cache, self._pools, pools.ravel()
         assert cache is not None
@@ -188,7 +195,10 @@ class RememberedScores:
         if not self._scheduled(pool) or not cache.knows(indices):
             return np.ones(pools.shape, dtype=bool), {}, 0.0
         ranks, size = pools.shape
-        selection = self._decide(cache.scores(indices, self._device), [size] * ranks, pool, f"at pool {pool}")
+        with Attempt(1) as mine:
+            selection = self._decide(cache.scores(indices, self._device), [size] * ranks, pool, f"at pool {pool}")
+            mine.numbers = [0 if self._sampler is None else self._sampler.batch_size]
+        check_alike(mine.exchange(self._device)[0], "the size that batch_size_policy gives")
         chosen = np.zeros(pools.shape, dtype=bool)
         chosen.flat[selection.indices.numpy()] = True
         return chosen, self._figures(selection), float(cache.steps[indices].mean())
@@ -221,7 +231,8 @@ class RememberedScores:
 
         With ``keep=False`` :meth:`end_step` tells their mean loss, and nothing of them is kept.
         """
-        self._recorded_indices, self._completed, self._keep = indices, False, keep
+        self._recorded_indices, self._completed = indices, False
+        self._keep, self._left_out = keep, False
         if layer is None:
             self._training.unwatch()
         else:
@@ -237,6 +248,10 @@ class RememberedScores:
     def samples(self) -> int | None:
         """Samples of this step that this rank records; None: it does not record."""
         return None if self._recorded_indices is None else self._recorded_indices.shape[1]
+
+    def leave_out(self) -> None:
+        """This rank's loop did not train on the step's batch, so there is nothing to record of it."""
+        self._left_out = self._completed = True
 
     def end_microbatches(self) -> None:
         """All microbatches of the step have had their forward."""
@@ -256,19 +271,27 @@ class RememberedScores:
             return None
         loss, began = None, time.perf_counter()
         assert self.cache is not None
-        indices, self._recorded_indices = self._recorded_indices, None
-        ranks, samples = indices.shape
-        rows = self._training.rows(factor)
-        if rows is not None:
-            if len(rows) != samples:
-                raise ValueError(
-                    f"{len(rows)} samples went through last_layer in a batch of {samples}: scoring='cached' needs one "
-                    "row a sample. Use scoring='forward'"
-                )
-            rows, training = gather_rows(rows, [samples] * ranks), self._training
+        training, indices, self._recorded_indices, rows = self._training, self._recorded_indices, None, None
+        with Attempt(2) as mine:
+            rows = None if self._left_out else training.rows(factor)
+            if rows is not None:
+                if len(rows) != indices.shape[1]:
+                    raise ValueError(
+                        f"{len(rows)} samples went through last_layer in a batch of {indices.shape[1]}: "
+                        "scoring='cached' needs one row a sample. Use scoring='forward'"
+                    )
+                if self._keep:
+                    self.cache.reserve(rows, training.features)
+                mine.numbers = rows.shape
+        counts, columns = mine.exchange(self._device)
+        if any(counts):
+            rows = torch.empty(0, max(columns), device=self._device) if rows is None else rows
+            known, rows = indices[np.array(counts) > 0].ravel(), gather_rows(rows, counts)
             if self._keep:
-                self.cache.record(indices.ravel(), rows, step, features=training.features, bias=training.bias)
+                self.cache.record(known, rows, step, features=training.features, bias=training.bias)
             else:
                 loss = float(rows[:, -1].mean())
+        if self._left_out:
+            training.unwatch()
         self._seconds[1] += time.perf_counter() - began
         return loss

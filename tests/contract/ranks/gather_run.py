@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from composer.utils import dist
 
-from composer_edba.loading.ranks import rank_sizes
+from composer_edba.loading.ranks import Attempt
 from composer_edba.scoring.forward import PoolScores
-from composer_edba.scoring.gathered import gather_scores
+from composer_edba.scoring.gathered import SHAPE, gather_scores, shape_of
 
 
 def rank_scores(rank):
@@ -26,8 +26,10 @@ def rank_scores(rank):
 if __name__ == "__main__":
     dist.initialize_dist("cpu", timeout=60.0)
     mine = rank_scores(dist.get_global_rank())
-    sizes = rank_sizes(len(mine.inputs), torch.device("cpu"))
-    gathered = gather_scores(mine, sizes)
+    with Attempt(1 + SHAPE) as attempt:
+        attempt.numbers = (len(mine.inputs), *shape_of(mine))
+    sizes, *shapes = attempt.exchange(torch.device("cpu"))
+    gathered = gather_scores(mine, sizes, shapes)
     torch.save(
         {"products": gathered.inner_products(), "metric": gathered.model_metric},
         Path(sys.argv[1]) / f"gathered{dist.get_global_rank()}.pt",
