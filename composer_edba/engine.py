@@ -8,6 +8,7 @@ import abc
 import contextlib
 import copy
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,10 +23,11 @@ from composer_edba.loading.ranks import Attempt, check_alike, rank, world_size
 from composer_edba.loading.sampler import check_indexed
 from composer_edba.method.choice import Selection
 from composer_edba.method.selector import SubsetSelector
-from composer_edba.method.sizing import make_policy, policy_word
+from composer_edba.method.sizing import LossPolicy, make_policy, policy_word
 from composer_edba.scoring.forward import PoolScores, Scorer
 from composer_edba.scoring.gathered import SHAPE, gather_scores, shape_of
 from composer_edba.scoring.remembered import RememberedScores
+from composer_edba.settings import as_saved
 
 __all__ = ["Engine", "LastSelection", "Loop", "Network", "step_generator"]
 
@@ -198,6 +200,8 @@ class Engine:
         policy = make_policy(word, first_size, *self.pools.bounds(least, most), ranks=world_size(), options=options)
         if before is not None and before is not policy:  # another loader goes on at the size of the first
             policy.load_state_dict(before.state_dict())
+        if isinstance(policy, LossPolicy):
+            policy.begin_fit()
         self._selector.policy = policy
 
     def begin_pass(self) -> None:
@@ -223,6 +227,7 @@ class Engine:
         """
         self._began, self._seconds = time.perf_counter(), 0.0
         self.last_selection = None
+        self.pools.notice_pass()
         batch = (self._take if self.remembered else self._score)(batch, count or batch_size)
         self.steps += 1
         return batch
@@ -234,19 +239,21 @@ class Engine:
         """
         before = 0.0  # the batch arrived
         if self.remembered is not None:
-            self.remembered.end_step(self.steps - 1, factor)
+            if (loss := self.remembered.end_step(self.steps - 1, factor)) is not None:
+                self._selector.measure(loss)
             before, recording = self.remembered.take_seconds()
             self._seconds = before + recording
         return self._seconds / (time.perf_counter() - self._began + before)
 
     def _score(self, batch: Any, count: Callable[[Any], int]) -> Any:
         """Choose from a pool by a forward pass over it."""
-        device, scores, selection = self.loop.device(), None, None
+        device, scores, selection, before = self.loop.device(), None, None, False
         with Attempt(5 + SHAPE) as mine:
             size = count(batch)
             number = self.pools.next_batch(size)
             drawn = self.pools.indices(number, size)
-            if self._scheduled(number, self.steps):
+            before = self._before_start()
+            if before or self._scheduled(self.steps):
                 batch = self.loop.ready(batch)
                 scores = self.run_scorer(self.scorer, batch)
             subset, chosen, known = self._part(batch, size, drawn, None)
@@ -257,10 +264,13 @@ class Engine:
         if scores is not None and all(scored):  # where a pass's end is near, a rank may see it later than another
             with Attempt(3) as mine:
                 scores = gather_scores(scores, sizes, shapes)
-                selection = self._decide(scores, sizes, self.steps, f"at batch {self.steps}")
-                kept = selection.indices - sum(sizes[: rank()])
-                kept = kept[(kept >= 0) & (kept < size)]
-                subset, chosen, known = self._part(batch, size, drawn, kept)
+                if before:
+                    self._selector.measure(float(scores.model_metric))
+                else:
+                    selection = self._decide(scores, sizes, self.steps, f"at batch {self.steps}")
+                    kept = selection.indices - sum(sizes[: rank()])
+                    kept = kept[(kept >= 0) & (kept < size)]
+                    subset, chosen, known = self._part(batch, size, drawn, kept)
                 mine.numbers = (*known, self.batch_size or 0)
             trained, marked, next_sizes = mine.exchange(device)
             check_alike(next_sizes, "the size that batch_size_policy gives")
@@ -290,13 +300,14 @@ class Engine:
     def _take(self, batch: Any, count: Callable[[Any], int]) -> Any:
         """The batch holds what was chosen already; have the step record what it finds out about it."""
         assert self.remembered is not None
-        layer = None
+        layer, before = None, False
         with Attempt(2) as mine:
             size = count(batch)
             choice, trainable = self.remembered.take(self.pools.next_batch(size), size), self.loop.trainable(size)
             if trainable < size:
                 batch = index_batch(batch, torch.arange(trainable), size)
-            if self._in_span():
+            before = self._before_start()
+            if before or self._in_span():
                 layer = self.run_scorer(self.scorer.find_layer, batch)
                 if self.scorer.positions > 1:
                     raise ValueError(
@@ -308,7 +319,7 @@ class Engine:
         trained, found = mine.exchange(self.loop.device())
         check_alike(trained, "the number of samples that go through the network")
         indices = choice.subset[:, :trainable]
-        self.remembered.record(indices if all(found) else None, layer if all(found) else None)
+        self.remembered.record(indices if all(found) else None, layer if all(found) else None, keep=not before)
         self.samples_trained += indices.size
         self.samples_drawn += choice.pool.size
         assert self.pools.distinct is not None
@@ -320,13 +331,29 @@ class Engine:
         self._describe(choice.pool.shape[1], trainable, figures)
         return batch
 
-    def _scheduled(self, number: int, step: int) -> bool:
-        """Whether a subset is chosen for batch ``number`` of the pass, ``step`` of the run."""
+    def _scheduled(self, step: int) -> bool:
+        """Whether a subset is chosen for batch ``step`` of the run."""
+        return self._is_due(step) and self._in_span()
+
+    def _is_due(self, step: int) -> bool:
+        """Whether ``interval`` and ``interrupt`` let batch ``step`` of the run be scored."""
         interval, interrupt = self.settings["interval"], self.settings["interrupt"]
-        return step % interval == 0 and (interrupt == 0 or (number + 1) % interrupt != 0) and self._in_span()
+        return step % interval == 0 and (interrupt == 0 or (step + 1) % interrupt != 0)
 
     def _in_span(self) -> bool:
         return (done := self.loop.elapsed()) is None or self.settings["start"] <= done < self.settings["end"]
+
+    @property
+    def part_of_pass(self) -> float:
+        """Share of the present pass that the batches taken were drawn of, equal on all ranks; 0: unknown."""
+        shortest = None if self.pools.uneven else self.pools.shortest
+        return min(1.0, self.pools.seen / shortest) if shortest else 0.0
+
+    def _before_start(self) -> bool:
+        """Whether this step comes before ``start`` and is to tell of the loss that training began with."""
+        if (done := self.loop.elapsed()) is None or done >= self.settings["start"] or not self._is_due(self.steps):
+            return False
+        return self._selector.refer(self.loop.learning_rate())
 
     def _decide(self, scores: PoolScores, sizes: list[int], step: int, where: str) -> Selection:
         """Choose from the pool of all ranks by its scores, whatever their source, and size the next pools."""
@@ -367,6 +394,7 @@ class Engine:
         if self._resume_from is not None:  # saved again before it began to train
             return copy.deepcopy(self._resume_from)
         return {
+            "settings": as_saved(self.settings),
             "batch_size_policy": policy_word(self.settings["batch_size_policy"]),
             "selector": self._selector.state_dict(),
             "pools": self.pools.state_dict(),
@@ -377,21 +405,42 @@ class Engine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave, at the next :meth:`draw_from`: no loader and policy before."""
+        """Take up what :meth:`state_dict` gave, at the next :meth:`draw_from`: no loader and policy before.
+
+        Warns of settings that are others than the state's: the present ones count from here on.
+        """
         if "pools" not in state:
             raise ValueError(
                 "this state of EDBA was saved by a version before 0.2, which kept it otherwise: finish that run with "
                 "the version that began it, or load the weights alone"
             )
+        if others := self._other_settings(state):
+            words = ", ".join(f"{name}: {before!r} -> {now!r}" for name, (before, now) in others.items())
+            warnings.warn(
+                f"the state of EDBA was saved with other settings than it is loaded with (saved -> now): {words}. The "
+                "present ones count from here on",
+                stacklevel=3,
+            )
         self._resume_from = copy.deepcopy(dict(state))
 
+    def _other_settings(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Settings that ``state`` was saved with and that differ: then and now. 0.2.0 saved none."""
+        then, now = state.get("settings", {}), as_saved(self.settings)
+        return {name: (then[name], value) for name, value in now.items() if then.get(name, value) != value}
+
     def _take_up(self, saved: dict[str, Any], taken: int, redrawn: bool) -> None:
+        others, selector, remembered = self._other_settings(saved), dict(saved["selector"]), saved["remembered"]
         # One policy's memory says nothing to another, which begins anew at the loader's batch size.
-        same_policy = saved["batch_size_policy"] == policy_word(self.settings["batch_size_policy"])
-        self._selector.load_state_dict(saved["selector"] if same_policy else {**saved["selector"], "policy": None})
+        if saved["batch_size_policy"] != policy_word(self.settings["batch_size_policy"]):
+            selector["policy"] = None
+        if "last_layer" in others:  # nor do one layer's gradients to another's
+            selector["averages"] = None
+            remembered = None if remembered is None else {**remembered, "cache": None}
+        self._selector.load_state_dict(selector)
         self.pools.load_state_dict(saved["pools"], taken, redrawn)
-        if self.remembered is not None and saved["remembered"] is not None:
-            self.remembered.load_state_dict(saved["remembered"])
+        if self.remembered is not None and remembered is not None:
+            self.remembered.load_state_dict(remembered)
         for name in _COUNTS:
             setattr(self, name, saved[name])
-        self._seed, self.scorer.chunk_limit = saved["seed"], saved["chunk_limit"]
+        self._seed = None if "seed" in others else saved["seed"]
+        self.scorer.chunk_limit = saved["chunk_limit"]

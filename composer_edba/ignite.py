@@ -42,6 +42,9 @@ class EDBAHandler:
     progress bars and checkpoints may read, and never the number that would end the epoch. An ``epoch_length`` of your
     own in ``trainer.run`` is left alone.
 
+    **Runs.** A further ``trainer.run`` goes on with averages, size and counts, whatever Ignite's own counts begin with:
+    it is the same model. Another model needs another trainer and another handler.
+
     Args:
         model: the network that the trainer trains, also inside of DistributedDataParallel (``idist.auto_model``).
         loss_fn: ``loss_fn(y_pred, y)``, a scalar: the mean over the samples.
@@ -143,6 +146,10 @@ class EDBAHandler:
         trainer.add_event_handler(Events.GET_BATCH_COMPLETED, self._get_batch_completed)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+        if self._loop.engine.remembered is not None:
+            over = Events.COMPLETED | Events.TERMINATE | Events.INTERRUPT
+            trainer.add_event_handler(over, self._loop.unwatch)
+            trainer.add_event_handler(Events.EXCEPTION_RAISED, self._exception_raised)
 
     @property
     def batch_size(self) -> int | None:
@@ -188,11 +195,11 @@ class EDBAHandler:
         self._resumed, self._completed = False, engine.state.epoch
 
     def _epoch_started(self, engine: Engine) -> None:
-        self._loop.done = self._elapsed(engine)  # workers have their first batches chosen when the pass begins
         self._counter = 0
         if self._fresh:  # Ignite begins to count where it believes the epoch was left
             length = engine.state.epoch_length
             self._counter = engine.state.iteration % length if length else engine.state.iteration
+        self._loop.done = self._elapsed(engine)  # workers have their first batches chosen when the pass begins
         self._fresh, self._first_batch = False, True
 
     def _get_batch_started(self, engine: Engine) -> None:
@@ -231,6 +238,11 @@ class EDBAHandler:
         self._loop.engine.begin_pass()
         self._set_length(engine, engine.state.iteration, engine.state.epoch)
 
+    def _exception_raised(self, engine: Engine, error: BaseException) -> None:
+        self._loop.unwatch()
+        if len(engine._event_handlers[Events.EXCEPTION_RAISED]) == 1:  # without a handler Ignite would have raised it
+            raise error
+
     # ---- their parts
 
     @staticmethod
@@ -252,12 +264,15 @@ class EDBAHandler:
 
     def _elapsed(self, engine: Engine) -> float:
         """Fraction of training done before this batch."""
-        state, size = engine.state, self._pools.shortest
+        state, length = engine.state, engine.state.epoch_length
         if state.max_iters is not None:
             return state.iteration / state.max_iters
         if state.max_epochs is None:
             return 0.0
-        part = self._pools.seen / size if self._whole_passes and size else 0.0
+        if self._whole_passes:
+            part = self._loop.engine.part_of_pass
+        else:
+            part = min(1.0, self._counter / length) if length else 0.0
         return (state.epoch - 1 + part) / state.max_epochs
 
     def _split(self, batch: Any) -> tuple[Any, Any]:

@@ -65,14 +65,29 @@ class SubsetLoader:
         self._loop = SupervisedLoop(
             chosen, model, loss_fn, split=split, forward=forward, precision=precision, optimizer=optimizer
         )
-        self._given = loader
+        self._given, self._iterating = loader, False
         self._loader = self._loop.engine.draw_from(loader)
 
     def __iter__(self) -> Iterator[Any]:
-        """One pass over the data; after :meth:`load_state_dict`, what was left of the interrupted one."""
-        for pool in self._loop.engine.pools.rest_of_pass(self._loader):
-            yield self._loop.choose(pool)
-            self._loop.end_step()
+        """One pass over the data; after :meth:`load_state_dict`, what was left of the interrupted one.
+
+        Raises:
+            RuntimeError: if another iterator of this is in mid-pass.
+        """
+        if self._iterating:
+            raise RuntimeError(
+                "this SubsetLoader is being iterated over already, and two iterators would share one pass: finish or "
+                "close() the other, or make a SubsetLoader for each"
+            )
+        self._iterating = True
+        try:
+            for pool in self._loop.engine.pools.rest_of_pass(self._loader):
+                yield self._loop.choose(pool)
+                self._loop.end_step()
+        finally:  # by its end, a break or an error: the next iterator begins another pass
+            self._iterating = False
+            self._loop.engine.begin_pass()
+            self._loop.unwatch()
 
     def __len__(self) -> int:
         """Batches in a pass, with those to come at the present size."""
@@ -99,8 +114,15 @@ class SubsetLoader:
         return self._given.sampler
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on, also inside of a pass; plain values. Random streams are the caller's."""
-        return self._loop.state_dict()
+        """What a resumed run needs to go on, as plain values. The global random streams are the caller's.
+
+        Saved inside of the loop over a pass, what is left of the pass comes next, after its last batch nothing; saved
+        after the loop, however it was left, a new pass.
+        """
+        state = self._loop.state_dict()
+        if self._iterating:
+            state["pools"]["taken"] = self._loop.engine.pools.taken
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave.

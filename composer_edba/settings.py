@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_a
 
 from typing_extensions import TypedDict
 
-from composer_edba.method.sizing import BatchSizePolicy, check_policy_options
+from composer_edba.method.sizing import BatchSizePolicy, check_policy_options, policy_word
 from composer_edba.spelling import nearest
 
 if TYPE_CHECKING:
@@ -150,13 +150,13 @@ class Settings(TypedDict, total=False):
     `ema_decay**interval`."""
     batch_size_policy: Annotated[
         Literal["loss", "margin", "noise_scale", "fixed"] | PolicyObject,
-        Setting("loss", paper="margin", others=_POLICY),
+        Setting("fixed", paper="margin", others=_POLICY),
     ]
-    """The rule that sizes the batch: by the loss, the margin or the gradient noise scale, or not at all; or a rule of
-    the user's (docs/extending.md)."""
+    """The rule that sizes the batch: `fixed`, none: it keeps the loader's size; by the loss, the margin or the gradient
+    noise scale; or a rule of the user's (docs/extending.md)."""
     policy_options: Annotated[Mapping[str, Any] | None, Setting(None, paper=None)]
-    """Constants of `batch_size_policy` in place of its own, such as `{'largest_growth': 4}`: keyword arguments of its
-    class in composer_edba/method/sizing.py."""
+    """Constants of `batch_size_policy` in place of its own, such as `{'largest_growth': 4}` for `loss`: keyword
+    arguments of its class in composer_edba/method/sizing.py."""
     min_batch_size: Annotated[int, Setting(10, _whole(1), paper=10)]
     """Smallest batch, in samples a rank, >= 1."""
     max_batch_size: Annotated[int, Setting(1000, _whole(1), paper=1000)]
@@ -174,10 +174,12 @@ class Settings(TypedDict, total=False):
     """One batch in `interval` is scored and a subset of it chosen, the others are trained on whole; 1: every batch, the
     paper's. Choosing costs more than it has been shown to give (docs/evidence.md)."""
     interrupt: Annotated[int, Setting(0, _interrupt, paper=0)]
-    """Every `interrupt`-th batch of a pass is trained on whole and not scored; 0: none."""
+    """Every `interrupt`-th batch of training is trained on whole and not scored, also where `interval` would have it
+    scored; 0: none."""
     start: Annotated[float, Setting(0.0, _SHARE, paper=0.0, loops=_IN_TRAINERS)]
     """Fraction of training, in [0, 1], from which on subsets are chosen. Before it, and from `end` on, whole batches
-    are trained on and their size stays."""
+    are trained on and their size stays. For the loss that `batch_size_policy="loss"` compares with, training's first,
+    its first window is scored even before `start`: ten forward passes, none with `scoring="cached"`."""
     end: Annotated[float, Setting(1.0, _SHARE, paper=1.0, loops=_IN_TRAINERS)]
     """Fraction of training until which subsets are chosen, > `start`."""
     last_layer: Annotated[Layer, Setting(None, _layer)]
@@ -309,6 +311,18 @@ def shown(arguments: Mapping[str, Any]) -> str:
         return repr(value if plain else getattr(value, "__qualname__", type(value).__name__))
 
     return ", ".join(f"{name}={word(value)}" for name, value in arguments.items())
+
+
+def as_saved(value: Any) -> Any:
+    """``value`` as a checkpoint holds it: numbers, strings, lists and mappings; an object by its name or its type's."""
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, Mapping):
+        return {str(name): as_saved(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_saved(part) for part in value]
+    return None if value is None else policy_word(value)
 
 
 def signature_of(

@@ -53,16 +53,18 @@ class SupervisedLoop(Loop):
     ):
         # DistributedDataParallel's own forward would broadcast buffers between ranks.
         self._model: nn.Module = model.module if isinstance(model, (DistributedDataParallel, DataParallel)) else model
-        layer = settings["last_layer"]
-        layer = named_last_layer(self._model, layer) if isinstance(layer, str) else layer
-        self._whole = _Whole(self._model, forward)  # one, for the scorer looks for its last layer once a network
         self._settings, self._loss_fn, self._split, self._forward = settings, loss_fn, split, forward
+        self._whole = _Whole(self._model, forward)  # one for all steps: the scorer checks a model once
         self._precision = contextlib.nullcontext if precision is None else precision
         self._optimizers = [] if optimizer is None else [optimizer]
         self._batch: Any = None  # what is trained on now
+        # In a compiled network the graph breaks at them, so that they see real tensors.
+        self._hooks = torch.compiler.disable(self._begin_forward), torch.compiler.disable(self._end_forward)
         self._handles: list[Any] = []
         self._warned = False
-        self.engine = Engine({**settings, "last_layer": layer}, self)
+        self.engine = Engine(settings, self)
+        if isinstance(layer := settings["last_layer"], str):  # its name in the model, and not in what is scored
+            self.engine.scorer.last_layer = named_last_layer(self._model, layer)
 
     # ---- a step
 
@@ -122,19 +124,17 @@ class SupervisedLoop(Loop):
     # ---- the training's own forward
 
     def _watch(self) -> None:
-        if not self._handles:  # in a compiled network the graph breaks here, so that the hooks see real tensors
-            self._handles = [
-                self._model.register_forward_pre_hook(torch.compiler.disable(self._begin_forward)),
-                self._model.register_forward_hook(torch.compiler.disable(self._end_forward)),
-            ]
+        if not self._handles:
+            before, after = self._hooks
+            self._handles = [self._model.register_forward_pre_hook(before), self._model.register_forward_hook(after)]
 
     def unwatch(self) -> None:
-        """Leave no hook behind."""
+        """Leave no hook on the model until the next step; what the last one found out can still be entered."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
         if self.engine.remembered is not None:
-            self.engine.remembered.uninstall()
+            self.engine.remembered.unhook()
 
     @property
     def _recorder(self) -> TrainingScores | None:

@@ -43,7 +43,6 @@ class LoaderAlgorithm(EventAlgorithm):
             Event.EPOCH_START: self._epoch_start,
             Event.BEFORE_DATALOADER: self._estimate_length,
             Event.AFTER_DATALOADER: self._after_dataloader,
-            Event.AFTER_TRAIN_BATCH: self._estimate_length,
             Event.BATCH_END: self._batch_end,
         }
 
@@ -121,10 +120,10 @@ class LoaderAlgorithm(EventAlgorithm):
     def _epoch_start(self, state: State, logger: Logger) -> None:
         self._pools.end_pass()
         self.begin_epoch(state)
-        self._length.open(state)
+        self._length.open(state, logger)
 
     def _estimate_length(self, state: State, logger: Logger) -> None:
-        self._length.estimate(state)
+        self._length.estimate(state, logger)
 
     def _after_dataloader(self, state: State, logger: Logger) -> None:
         size = batch_size(state.batch)
@@ -147,4 +146,4 @@ class LoaderAlgorithm(EventAlgorithm):
         logger.log_metrics({f"{self.label}/{name}": value for name, value in figures.items()})
 
     def _batch_end(self, state: State, logger: Logger) -> None:
-        self._length.close(state)
+        self._length.close(state, logger)

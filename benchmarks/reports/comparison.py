@@ -23,7 +23,8 @@ class Run:
     Attributes:
         cell, arm, seed: what tells it apart.
         record: the line.
-        metric: ``accuracy`` (share classified right) or ``r2`` (coefficient of determination of a regression).
+        metric: ``accuracy`` (share classified right), ``r2`` (coefficient of determination of a regression) or ``loss``
+            (less is better).
         validated: whether samples were held out to be evaluated on.
     """
 
@@ -33,7 +34,7 @@ class Run:
         self.arm: str = record["arm"]
         self.seed: int = record["seed"]
         self._evaluations: Sequence[Mapping[str, Any]] = record["evaluations"]
-        self.metric = "r2" if "test_r2" in self._evaluations[-1] else "accuracy"
+        self.metric = next((m for m in ("r2", "loss") if f"test_{m}" in self._evaluations[-1]), "accuracy")
         self.validated = "validation_accuracy" in self._evaluations[-1]
 
     def curve(self, name: str) -> Array:
@@ -92,21 +93,20 @@ class Run:
 class Difference:
     """Mean of differences that are paired by seed, and the 95 % confidence interval of that mean (Student's t).
 
-    ``low`` and ``high`` are NaN with fewer than two pairs.
+    ``low`` and ``high`` are NaN with fewer than two pairs. ``sign`` is -1 where less is better.
     """
 
     mean: float
     low: float
     high: float
     pairs: int
+    sign: int = 1
 
     @property
     def verdict(self) -> str:
         """``better``, ``worse`` or ``no difference shown``; of the mean alone nothing is said."""
-        if self.low > 0:
-            return "better"
-        if self.high < 0:
-            return "worse"
+        if self.low > 0 or self.high < 0:
+            return "better" if self.sign * self.mean > 0 else "worse"
         return "no difference shown" if self.pairs > 1 else "too few seeds to tell"
 
     def text(self, scale: float = 100, digits: int = 2) -> str:
@@ -141,12 +141,12 @@ def paired_difference(
     differences = [mine - theirs for mine, theirs in pairs if not math.isnan(mine - theirs)]
     if not differences:
         return None
-    mean = statistics.fmean(differences)
+    mean, sign = statistics.fmean(differences), -1 if arm[0].metric == "loss" else 1
     if len(differences) < 2:
-        return Difference(mean, math.nan, math.nan, 1)
+        return Difference(mean, math.nan, math.nan, 1, sign)
     error = statistics.stdev(differences) / math.sqrt(len(differences))
     reach = float(stats.t.ppf(0.975, len(differences) - 1)) * error
-    return Difference(mean, mean - reach, mean + reach, len(differences))
+    return Difference(mean, mean - reach, mean + reach, len(differences), sign)
 
 
 def at_equal(axis: str) -> Callable[[Run, Run], tuple[float, float]]:

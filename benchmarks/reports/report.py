@@ -45,6 +45,8 @@ _CONTRASTS = (
     ("edba", "plain"),
     ("edba", "edba_random"),
     ("edba", "edba_whole"),
+    ("edba_default", "plain"),
+    ("edba_loss", "plain"),
     ("edba_paper", "plain"),
     ("edba_paper", "edba_paper_random"),
     ("dba", "plain"),
@@ -179,9 +181,11 @@ def _distinct(texts: Iterable[str]) -> list[str]:
 
 def _glance(cells: Mapping[str, Runs], suite: Suite) -> list[Block]:
     arms = list(dict.fromkeys(arm for runs in cells.values() for arm in runs))
+    metrics = {_metric(runs) for runs in cells.values()}
+    score = "loss" if metrics == {"loss"} else "accuracy %"
     accuracy = Table(
         [
-            "test accuracy %, last epoch",
+            f"test {score}, last epoch",
             *(f"{cell} (R2)" if _metric(runs) == "r2" else cell for cell, runs in cells.items()),
         ],
         [[arm_title(arm), *(_score_text(runs.get(arm, ())) for runs in cells.values())] for arm in arms],
@@ -203,9 +207,10 @@ def _glance(cells: Mapping[str, Runs], suite: Suite) -> list[Block]:
             Table(["published", *cells], [[arm_title(arm), *values] for arm, values in stated.items()]),
         ]
     if rows:
-        of_r2 = " (of R2 as it is)" if any(_metric(runs) == "r2" for runs in cells.values()) else ""
+        unit = "in points (of R2 as it is)" if "r2" in metrics else "in points"
+        unit = "of the loss, of which less is better" if score == "loss" else unit
         blocks += [
-            Paragraph(f"Differences in points{of_r2}, means over paired seeds with 95 % confidence intervals:"),
+            Paragraph(f"Differences {unit}, means over paired seeds with 95 % confidence intervals:"),
             _table(
                 ["", "", "verdict", "test, last epoch", "at equal updates", "at equal FLOPs", "at equal time"], rows
             ),
@@ -217,7 +222,7 @@ def _cell(cell: str, runs: Runs, planned: suites.Cell | None, picture: Path) -> 
     clock = figures.time_axis(runs)
     clock_name = "wall-clock" if clock == "seconds" else "processor time"
     unit, scale = figures.flops_unit(runs)
-    test = "test R2" if _metric(runs) == "r2" else "test %"
+    test, points = {"r2": ("test R2", "R2"), "loss": ("test loss", "loss")}.get(_metric(runs), ("test %", "points"))
     blocks: list[Block] = [Heading(2, cell), _settings(runs)]
     if planned is not None and planned.title:
         blocks.insert(1, Paragraph(f"{planned.title[0].upper()}{planned.title[1:]}."))
@@ -254,7 +259,7 @@ def _cell(cell: str, runs: Runs, planned: suites.Cell | None, picture: Path) -> 
         if reference in runs and len(runs) > 1:
             measures = [_last_test, _chosen_test, at_equal("updates"), at_equal("flops"), at_equal(clock)]
             blocks += [
-                Heading(3, f"Differences to {arm_title(reference)}, in {'R2' if _metric(runs) == 'r2' else 'points'}"),
+                Heading(3, f"Differences to {arm_title(reference)}, in {points}"),
                 _table(
                     ["", "verdict", "test, last epoch", "test, chosen epoch", "at equal updates", "at equal FLOPs",
                      f"at equal {clock_name}"],
@@ -375,8 +380,8 @@ def _metric(runs: Runs) -> str:
 
 
 def _scale(metric: str) -> tuple[float, int]:
-    """What a score is multiplied by to be shown, and its decimals: accuracies are percentages, R2 is shown as it is."""
-    return (1, 3) if metric == "r2" else (100, 2)
+    """What a score is multiplied by to be shown, and its decimals: only accuracies are shown as percentages."""
+    return (100, 2) if metric == "accuracy" else (1, 3)
 
 
 def _score_text(runs: Sequence[Run]) -> str:

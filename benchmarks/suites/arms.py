@@ -65,19 +65,29 @@ _RECIPE = {
     "algorithms.mixup": {"alpha": 0.2},
 }
 
+# Where EDBA sizes the batch by the loss, which was its default until 0.2: `edba` and its like on the pages.
+_BY_LOSS = {"batch_size_policy": "loss"}
+
 ARMS: dict[str, Arm] = {
     "plain": Arm("plain"),
     # Learning rate and schedule stand in the suite.
     "plain_decay": Arm("plain, decayed learning rate"),
     # The batch size stands in the suite, found on seeds that no report uses.
     "plain_best_batch": Arm("plain, best fixed batch"),
-    "edba": Arm("EDBA", {"algorithms.edba": {}}),
-    "edba_random": Arm("EDBA, random subsets (control)", {"algorithms.edba": {"criterion": "random"}}),
-    "edba_whole": Arm("EDBA's sizes, whole batches (control)", {"algorithms.edba": {"subset_size_law": 1.0}}),
+    "edba": Arm("EDBA", {"algorithms.edba": _BY_LOSS}),
+    "edba_random": Arm("EDBA, random subsets (control)", {"algorithms.edba": {**_BY_LOSS, "criterion": "random"}}),
+    "edba_whole": Arm(
+        "EDBA's sizes, whole batches (control)", {"algorithms.edba": {**_BY_LOSS, "subset_size_law": 1.0}}
+    ),
+    # The same beside the defaults, whatever these become.
+    "edba_default": Arm("EDBA's defaults", {"algorithms.edba": {}}),
+    "edba_loss": Arm("EDBA, batch by the loss", {"algorithms.edba": _BY_LOSS}),
     "edba_fixed": Arm("EDBA, fixed batch size", {"algorithms.edba": {"batch_size_policy": "fixed"}}),
     # With a rule of the batch size that sees every batch, and a subset of each.
-    "edba_every": Arm("EDBA, every batch", {"algorithms.edba": {"interval": 1}}),
-    "edba_cached": Arm("EDBA, every batch, cached scores", {"algorithms.edba": {"interval": 1, "scoring": "cached"}}),
+    "edba_every": Arm("EDBA, every batch", {"algorithms.edba": {**_BY_LOSS, "interval": 1}}),
+    "edba_cached": Arm(
+        "EDBA, every batch, cached scores", {"algorithms.edba": {**_BY_LOSS, "interval": 1, "scoring": "cached"}}
+    ),
     "edba_noise_scale": Arm(
         "EDBA, every batch, noise scale", {"algorithms.edba": {"interval": 1, "batch_size_policy": "noise_scale"}}
     ),
@@ -95,17 +105,17 @@ ARMS: dict[str, Arm] = {
     # EDBA on fixed subsets of the full set that are drawn anew: no method, but a control.
     "redraw_on_resize": Arm(
         "EDBA, subset redrawn at each resize",
-        {"algorithms.edba": {}},
+        {"algorithms.edba": _BY_LOSS},
         (ExtraAlgorithm("redraw:RedrawOnResize", {"samples": 100, "every": "resize"}, seeded=True),),
     ),
     "redraw_every_epoch": Arm(
         "EDBA, subset redrawn every epoch",
-        {"algorithms.edba": {}},
+        {"algorithms.edba": _BY_LOSS},
         (ExtraAlgorithm("redraw:RedrawOnResize", {"samples": 100, "every": "epoch"}, seeded=True),),
     ),
     "plain_full_data": Arm("plain, on the full data"),
     "recipe": Arm("Composer's recipe", _RECIPE),
-    "recipe_edba": Arm("Composer's recipe and EDBA", {**_RECIPE, "algorithms.edba": {}}),
+    "recipe_edba": Arm("Composer's recipe and EDBA", {**_RECIPE, "algorithms.edba": _BY_LOSS}),
 }
 """By name."""
 

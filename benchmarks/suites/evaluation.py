@@ -21,7 +21,8 @@ from composer_edba.train.data import Data
 
 __all__ = ["EvaluationPoints", "RunRecorder", "forward_flops"]
 
-_METRICS = {"MulticlassAccuracy": "accuracy", "R2Score": "r2"}  # and what they are called in a record
+# And what they are called in a record.
+_METRICS = {"MulticlassAccuracy": "accuracy", "R2Score": "r2", "MeanLoss": "loss"}
 
 
 class EvaluationPoints:
@@ -105,7 +106,7 @@ def forward_flops(model: torch.nn.Module, batch: Any) -> float:
 
 
 class RunRecorder(Callback):
-    """Writes down, at each evaluation, the accuracies (R2 of a regression) and what training had cost by then.
+    """Writes down, at each evaluation, the accuracies (or R2, or mean losses) and what training had cost by then.
 
     Seconds are wall-clock (and processor) time since fit began: scoring and data loading in, evaluation out. FLOPs
     count a forward as 1, a backward as 2, and a scoring forward at ``scale_factor`` s as s squared.
@@ -164,7 +165,7 @@ class RunRecorder(Callback):
         self._scores.clear()
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Keep the accuracy, or R2, on this split."""
+        """Keep the accuracy, R2 or mean loss on this split."""
         label = state.dataloader_label
         assert label is not None
         for metric, name in _METRICS.items():

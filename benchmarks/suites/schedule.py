@@ -67,7 +67,7 @@ def _follow(futures: dict[Future[dict[str, Any]], RunSpec], path: Path, jobs: in
             console.print(f"{name}: failed", style="red")
             console.print(traceback.format_exc(), markup=False, highlight=False)
             continue
-        test = "test_r2" if "test_r2" in last else "test_accuracy"
+        test = next(name for name in ("test_accuracy", "test_r2", "test_loss") if name in last)
         console.print(
             f"{name}: {test.replace('_', ' ')} {last[test]}, {last['updates']} updates, {last['seconds']:.0f} s"
             f"{_remaining(waiting, path, jobs)}",

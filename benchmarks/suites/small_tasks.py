@@ -1,4 +1,4 @@
-"""Small learning tasks other than photographs, from data that needs no download: the cells of the suite ``tasks``.
+"""Small learning tasks other than photographs, from data that needs no download: the suites ``tasks`` and ``defaults``.
 
 All arms of a seed share the split into training and test samples, the initial weights and the order of the samples, so
 that they are compared pair by pair.
@@ -12,7 +12,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from torchmetrics import Metric, R2Score
+from torchmetrics import MeanMetric, Metric, R2Score
 
 from composer_edba.spelling import nearest
 from composer_edba.train.config import Config, ConfigError, schema_keys
@@ -46,13 +46,16 @@ PACKAGES = ("asyncio", "email", "http", "importlib", "multiprocessing", "unittes
 VOCABULARY = 2000
 LENGTH = 64
 
+GENERATED, COLUMNS = 5120, 20  # 4,096 samples to train on
+
 
 @dataclass(frozen=True)
 class Task:
     """Data and a network.
 
     Attributes:
-        metric: ``"accuracy"`` (share classified right) or ``"r2"`` (coefficient of determination).
+        metric: ``"accuracy"`` (share classified right), ``"r2"`` (coefficient of determination) or ``"loss"`` (the mean
+            of the loss that is trained on).
         load: gives all inputs ``(N, ...)`` and targets, ``(N,)`` classes or ``(N, 1)`` numbers.
         build: makes the model, from a batch of inputs and the number of classes.
         prepare: fits what is fitted to training data (scales, a vocabulary) and applies it to training and test data.
@@ -66,11 +69,11 @@ class Task:
     def split(self, seed: int) -> tuple[BatchTensorDataset, BatchTensorDataset]:
         """Training and test samples, 4 to 1, of a split that follows from ``seed``; classes keep their shares."""
         inputs, targets = self.load()
-        classes = targets if self.metric == "accuracy" else None
+        classes = targets if targets.ndim == 1 else None
         x, test_x, y, test_y = train_test_split(
             inputs, targets, test_size=TEST_SHARE, random_state=seed, stratify=classes
         )
-        if classes is None:  # a regression's targets are scaled too, which leaves R2 as it is
+        if classes is None:  # a regression's targets are scaled too, which leaves R2 as it is and gives losses a unit
             y, test_y = _standardised(y, test_y)
         else:
             y, test_y = torch.as_tensor(y), torch.as_tensor(test_y)
@@ -101,6 +104,35 @@ class Regressor(ComposerModel):
     def update_metric(self, batch: Any, outputs: Any, metric: Metric) -> None:
         """Take in a batch of predictions."""
         metric.update(outputs.flatten(), batch[1].flatten())
+
+
+class ByLoss(ComposerModel):
+    """A network measured by the mean, over held-out samples, of the loss that it is trained on.
+
+    Args:
+        net: maps inputs to outputs.
+        loss_fn: ``loss_fn(outputs, targets)``, a mean over the samples.
+    """
+
+    def __init__(self, net: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.net, self.loss_fn, self.mean_loss = net, loss_fn, MeanMetric()
+
+    def forward(self, batch: Any) -> Tensor:
+        """Map a batch's inputs to outputs."""
+        return self.net(batch[0])
+
+    def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss that is trained on."""
+        return self.loss_fn(outputs, batch[1])
+
+    def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
+        """The mean loss, in evaluation."""
+        return {} if is_train else {"MeanLoss": self.mean_loss}
+
+    def update_metric(self, batch: Any, outputs: Any, metric: Metric) -> None:
+        """Take in a batch of outputs."""
+        metric.update(self.loss(outputs, batch), len(batch[1]))
 
 
 class MeanOfWords(nn.Module):
@@ -192,6 +224,66 @@ def _numbered(train: Any, test: Any) -> tuple[Tensor, Tensor]:
     return rows(train), rows(test)
 
 
+# ---- generated samples
+
+
+def _teacher(outputs: int, shift: float = 0.0) -> nn.Module:
+    """A random network, the same each time; with ``shift`` its weights have moved by about that share of their size."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(outputs)
+        net = nn.Sequential(nn.Linear(COLUMNS, 32), nn.Tanh(), nn.Linear(32, outputs)).requires_grad_(False)
+        net[0].weight.mul_(3.0)  # out of tanh's linear part
+        net[2].weight.mul_(10.0)  # classes well apart
+        for weight in net.parameters():
+            weight.add_(shift * weight.square().mean().sqrt() * torch.randn_like(weight))
+    return net
+
+
+def _points(seed: int) -> tuple[Tensor, torch.Generator]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(GENERATED, COLUMNS, generator=generator), generator
+
+
+def _generated_numbers() -> tuple[Any, np.ndarray]:
+    """A random network's output with noise, whose size differs from sample to sample: 2 % of the variance."""
+    x, generator = _points(1)
+    clean = _teacher(1)(x)
+    noise = clean.std() * torch.exp(x[:, :1] / 2) * torch.randn(clean.shape, generator=generator)
+    return x.numpy(), (clean + noise / 10).numpy()
+
+
+def _generated_classes(seed: int = 1, shift: float = 0.0) -> tuple[Any, np.ndarray]:
+    """Ten classes, drawn with the probabilities that a random network gives them."""
+    x, generator = _points(seed)
+    shares = _teacher(10, shift)(x).softmax(1)
+    return x.numpy(), torch.multinomial(shares, 1, generator=generator).flatten().numpy()
+
+
+def _gaussian_nll(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Of a mean and a logarithm of a variance for each sample."""
+    return F.gaussian_nll_loss(outputs[:, :1], targets, outputs[:, 1:].exp())
+
+
+def _pretrained(inputs: Tensor, classes: int) -> ComposerModel:
+    """A network that knows other samples, of classes that lie almost as these do."""
+    x, y = map(torch.as_tensor, _generated_classes(seed=2, shift=0.1))
+    net = _mlp(COLUMNS, classes)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.001)
+    for _ in range(10):
+        for rows in torch.randperm(len(x)).split(32):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return ByLoss(net, F.cross_entropy)
+
+
+def _by_loss(outputs: int, loss_fn: Callable[..., Tensor], **options: Any) -> Callable[[Tensor, int], ComposerModel]:
+    return lambda inputs, classes: ByLoss(_mlp(inputs.shape[1], outputs), partial(loss_fn, **options))
+
+
+# ---- the tasks
+
+
 def _classifier(net: Callable[[Tensor, int], nn.Module]) -> Callable[[Tensor, int], ComposerModel]:
     return lambda inputs, classes: ComposerClassifier(net(inputs, classes), num_classes=classes)
 
@@ -209,6 +301,11 @@ TASKS: dict[str, Task] = {
     "wine": Task("accuracy", _tabular(load_wine), _MLP, _standardised),
     "diabetes": Task("r2", _diabetes, lambda inputs, classes: Regressor(_mlp(inputs.shape[1], 1)), _standardised),
     "text": Task("accuracy", _functions, _classifier(lambda inputs, classes: MeanOfWords(classes)), _numbered),
+    "mse": Task("loss", _generated_numbers, _by_loss(1, F.mse_loss), _unchanged),
+    "nll": Task("loss", _generated_numbers, _by_loss(2, _gaussian_nll), _unchanged),
+    "classes": Task("loss", _generated_classes, _by_loss(10, F.cross_entropy), _unchanged),
+    "smoothed": Task("loss", _generated_classes, _by_loss(10, F.cross_entropy, label_smoothing=0.1), _unchanged),
+    "fine_tuning": Task("loss", _generated_classes, _pretrained, _unchanged),
 }
 """By name."""
 
@@ -250,7 +347,7 @@ def build_trainer(
     task = TASKS[config.data.name]
     train, test = task.split(config.data.subset_seed)
     reproducibility.seed_all(config.seed)
-    classes = int(train.targets.max()) + 1 if task.metric == "accuracy" else 1
+    classes = int(train.targets.max()) + 1 if train.targets.ndim == 1 else 1
     model = task.build(train.inputs, classes)
     order = dist.get_sampler(train, shuffle=True, seed=config.seed)
     train_loader, test_loader = (

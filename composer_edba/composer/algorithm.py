@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from composer.core import Event, Precision, State, get_precision_context
+from composer.core import Event, Precision, State, TimeUnit, get_precision_context
 from composer.loggers import Logger
 from composer.utils import batch_get, batch_set
 from torch import Tensor
@@ -22,6 +22,7 @@ from composer_edba.composer.running_trainer import running_trainer
 from composer_edba.engine import Engine, LastSelection, Loop, Network
 from composer_edba.loading.batch import batch_size, default_input_key, default_target_key
 from composer_edba.method.selector import highest_learning_rate
+from composer_edba.method.sizing import is_policy
 from composer_edba.scoring.cache import ScoreCache
 from composer_edba.scoring.images import scaled_images
 from composer_edba.scoring.training_scores import TrainingScores
@@ -52,6 +53,9 @@ class EDBA(EventAlgorithm):
     that leaves EDBA out is right from an epoch's end on: in its middle Composer skips as many batches, of the loader's
     size.
 
+    An EDBA that is given to another Trainer begins anew there, a ``batch_size_policy`` that is an object at the memory
+    that it had when EDBA got it. Further fits of one Trainer go on.
+
     Args:
         settings: see :mod:`composer_edba.settings`.
 
@@ -66,6 +70,8 @@ class EDBA(EventAlgorithm):
         >>> trainer = Trainer(model=model, train_dataloader=loader, max_duration="10ep", algorithms=[EDBA()])
     """
 
+    _policy_memory: dict[str, Any] | None = None  # of a policy that is the user's own object, before any run
+
     def __init__(self, **settings: Unpack[Settings]):
         full = checked(settings, "composer")
         self.settings = {name: value for name, value in full.items() if "composer" in SETTINGS[name].loops}
@@ -78,7 +84,12 @@ class EDBA(EventAlgorithm):
         self._cache_logged = False
         if self._engine.remembered is None:
             for event in _ONLY_CACHED:
-                del self._handlers[event]
+                self._handlers.pop(event, None)
+        if is_policy(policy := full["batch_size_policy"]):  # the user's own object, which has this run's memory next
+            if self._policy_memory is None:
+                self._policy_memory = copy.deepcopy(policy.state_dict())
+            else:
+                policy.load_state_dict(copy.deepcopy(self._policy_memory))
 
     @classmethod
     def paper(cls, **overrides: Unpack[Settings]) -> EDBA:
@@ -131,6 +142,10 @@ class EDBA(EventAlgorithm):
 
     # ---- events
 
+    def _leave(self) -> None:
+        if self._engine.remembered is not None:
+            self._engine.remembered.uninstall()
+
     def _init(self, state: State, logger: Logger) -> None:
         self._check_model(state)
         check_algorithms(self, state.algorithms)
@@ -150,17 +165,23 @@ class EDBA(EventAlgorithm):
         taken, spun = int(state.timestamp.batch_in_epoch), int(state.timestamp.epoch)
         loader = self._engine.draw_from(state.dataloader, taken, redrawn=redrawn, spun=spun)
         self._length.install(state, loader)
+        # Where epochs are passes, their length in batches is open now; else it is the user's.
+        self._loop.epoch_length = None if state.dataloader_len is None else int(state.dataloader_len)
+        self._loop.note_elapsed(self._engine.part_of_pass)
         self._check_ghost_batches(state)
 
     def _epoch_start(self, state: State, logger: Logger) -> None:
         self._engine.begin_pass()
-        self._length.open(state)
+        self._loop.note_elapsed(0.0)  # workers have their first batches chosen when the pass begins
+        self._length.open(state, logger)
 
     def _before_dataloader(self, state: State, logger: Logger) -> None:
-        self._length.estimate(state)
+        self._loop.note_elapsed(self._engine.part_of_pass)
+        self._length.estimate(state, logger)
 
     def _after_dataloader(self, state: State, logger: Logger) -> None:
         self._microbatches.notice_halving(state)
+        self._loop.note_elapsed(self._engine.part_of_pass)
         state.batch = self._engine.choose(state.batch, lambda batch: self._count_samples(state))
         logger.log_metrics({f"edba/{name}": value for name, value in self._engine.figures.items()})
 
@@ -170,7 +191,6 @@ class EDBA(EventAlgorithm):
             recorder.begin_forward()
 
     def _after_train_batch(self, state: State, logger: Logger) -> None:
-        self._length.estimate(state)
         if self._recorder is not None:
             assert self._engine.remembered is not None
             self._engine.remembered.end_microbatches()
@@ -179,7 +199,7 @@ class EDBA(EventAlgorithm):
                 self._loop.loss_scale = state.scaler.scale(torch.ones((), device=self._loop.device()))
 
     def _batch_end(self, state: State, logger: Logger) -> None:
-        self._length.close(state)
+        self._length.close(state, logger)
         # Share of this step's time since the data arrived. The trainer has read the loss by now, so a GPU is in step.
         overhead = self._engine.end_step(self._gradient_factor())
         if not self._cache_logged and self.score_cache is not None and self.score_cache.bytes > 0:
@@ -255,6 +275,8 @@ class _TrainerLoop(Loop):
         self._settings, self._microbatches = settings, microbatches
         self.microbatch_transforms: Callable[[Any], Any] | None = None
         self.loss_scale: Tensor | float = 1.0  # of the losses that the last step derived
+        self.epoch_length: int | None = None  # in batches, where epochs are no passes
+        self.done = -1.0  # fraction of training that is over
 
     @override
     def device(self) -> torch.device:
@@ -286,8 +308,18 @@ class _TrainerLoop(Loop):
 
     @override
     def elapsed(self) -> float | None:
-        elapsed = self.state.get_elapsed_duration()
-        return -1.0 if elapsed is None else float(elapsed)
+        return self.done
+
+    def note_elapsed(self, part_of_pass: float) -> None:
+        """Take in how much of training is over before the batch that comes next."""
+        state, duration = self.state, self.state.max_duration
+        if duration is None or duration.unit != TimeUnit.EPOCH:
+            elapsed = state.get_elapsed_duration()
+            self.done = -1.0 if elapsed is None else float(elapsed)
+            return
+        if self.epoch_length is not None:
+            part_of_pass = min(1.0, int(state.timestamp.batch_in_epoch) / self.epoch_length)
+        self.done = (int(state.timestamp.epoch) + part_of_pass) / int(duration)
 
     @override
     def learning_rate(self) -> float | None:

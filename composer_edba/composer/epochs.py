@@ -1,16 +1,19 @@
 """``state.dataloader_len`` kept true through every epoch of batches that change their size.
 
-Composer reads that number of batches once, cuts the epoch off there, and converts '2ep' to batches with it.
+Composer reads that number of batches once and cuts the epoch off there; progress bars and callbacks show it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
 from composer.core import State, Time, TimeUnit
+from composer.loggers import Logger, ProgressBarLogger
 from composer.utils import dist
 
+from composer_edba.composer.clock import DataClock
 from composer_edba.loading.pools import Pools
 from composer_edba.loading.sampler import ResizableBatchSampler
 
@@ -18,10 +21,13 @@ __all__ = ["EpochLength"]
 
 
 class EpochLength:
-    """Manages the length of one Trainer's epochs, whose batches come from ``pools``."""
+    """Manages the length of one Trainer's epochs, whose batches come from ``pools``, and tells its schedules the time.
+
+    The length is an estimate, the batches taken and the rest of the pass at the present size, true at the epoch's end.
+    """
 
     def __init__(self, pools: Pools) -> None:
-        self._pools, self._manages = pools, False
+        self._pools, self._clock, self._manages = pools, DataClock(pools), False
         self._written: Time[int] | None = None  # the length that was last set here
         self._subset_batches: int | None = None
 
@@ -52,57 +58,62 @@ class EpochLength:
         if loader is not state.dataloader:
             state.set_dataloader(loader, state.dataloader_label, -1 if subset is None else subset)
             state.train_dataloader = loader  # pyright: ignore[reportAttributeAccessIssue]
-        self.open(state)
+        self._clock.begin_fit(state, loader, subset)
+        if self._manages:  # a resumed epoch has no EPOCH_START
+            state._dataloader_len = None
 
     # ---- the events of an epoch
 
-    def open(self, state: State) -> None:
-        """FIT_START (a resumed epoch has no EPOCH_START), EPOCH_START: no bound while the iterator is being made."""
+    def open(self, state: State, logger: Logger) -> None:
+        """EPOCH_START: no bound while the iterator is being made."""
         if self._manages:
+            self.estimate(state, logger)
+            for bar in _progress_bars(logger):
+                bar.epoch_start(state, logger)  # which builds it with the length there is, once
             state._dataloader_len = None
 
-    def estimate(self, state: State) -> None:
-        """BEFORE_DATALOADER, AFTER_TRAIN_BATCH: batches per epoch, averaged over training so far.
+    def estimate(self, state: State, logger: Logger) -> None:
+        """BEFORE_DATALOADER: a length for whoever asks."""
+        if self._manages:
+            self._set(state, logger, self._expected(state))
 
-        With this average Composer's '2ep' -> batches comes out where two epochs are over.
-        """
-        if not self._manages:
-            return
-        sampler, samples, timestamp = self._pools.sampler, self._pools.total, state.timestamp
-        assert sampler is not None
-        assert samples is not None
-        drawn = int(timestamp.sample_in_epoch)
-        if sampler.choose is not None:  # the Trainer sees chosen samples only
-            drawn = sampler.seen(int(timestamp.batch_in_epoch)) * dist.get_world_size()
-        epochs = int(timestamp.epoch) + min(1.0, drawn / samples)
-        if int(timestamp.batch) > 0 and epochs > 0:
-            length = _batches_per_epoch(int(timestamp.batch), epochs)
-        else:
-            length = max(1, -(-(samples // dist.get_world_size()) // sampler.batch_size))
-        self._set(state, sampler, length)
-
-    def close(self, state: State) -> None:
+    def close(self, state: State, logger: Logger) -> None:
         """BATCH_END: with a duration in samples or batches the trainer ends an epoch only if the length says so."""
-        if not self._manages:
+        if not self._clock.runs:
             return
         assert self._pools.sampler is not None
         taken = int(state.timestamp.batch_in_epoch)
-        if self._is_over(state, self._pools.sampler, taken):
-            self._set(state, self._pools.sampler, taken)
-        elif state.dataloader_len is not None and int(state.dataloader_len) == taken:
-            self._set(state, self._pools.sampler, taken + 1)
+        over = self._is_over(state, self._pools.sampler, taken)
+        if over or taken == self._subset_batches:
+            self._clock.ended = int(state.timestamp.epoch), taken
+        if self._manages:
+            self._set(state, logger, taken if over else max(taken + 1, self._expected(state)))
 
-    def _set(self, state: State, sampler: ResizableBatchSampler, length: int) -> None:
+    def _expected(self, state: State) -> int:
+        sampler, timestamp = self._pools.sampler, state.timestamp
+        assert sampler is not None
+        assert self._pools.shortest is not None
+        rest = (int(timestamp.epoch) + 1 - self._clock.progress(timestamp)) * self._pools.shortest / sampler.batch_size
+        return int(timestamp.batch_in_epoch) + (math.floor if sampler.drop_last else math.ceil)(rest)
+
+    def _set(self, state: State, logger: Logger, length: int) -> None:
+        assert self._pools.sampler is not None
+        assert state.max_duration is not None
         # The private field: the public setter clamps, and warns.
         self._written = Time(length, TimeUnit.BATCH)
         state._dataloader_len = self._written  # type: ignore[assignment]
         # After an evaluation the trainer puts the length back through the setter.
-        sampler.least_length = length
+        self._pools.sampler.least_length = length
+        if state.max_duration.unit == TimeUnit.EPOCH:  # else the bar's end is that of training
+            for bar in _progress_bars(logger):
+                if bar.train_pbar is not None:
+                    bar.train_pbar.pbar.total = length
 
     def _is_over(self, state: State, sampler: ResizableBatchSampler, taken: int) -> bool:
         if sampler.total is None:  # an IterableDataset with a length
-            assert self._pools.total is not None
-            return int(state.timestamp.sample_in_epoch) >= self._pools.total
+            ranks, total = dist.get_world_size(), self._pools.total
+            rest = None if total is None else (total - int(state.timestamp.sample_in_epoch)) // ranks
+            return rest is not None and self._pools.is_rest_over(rest)
         if not self._pools.uneven:
             return sampler.is_last(taken)
         # The trainer stops all ranks when the first runs out, and all must agree that the epoch has ended.
@@ -111,14 +122,5 @@ class EpochLength:
         return bool(last)
 
 
-def _batches_per_epoch(batches: int, epochs: float) -> int:
-    """``batches / epochs`` as a whole number, such that m epochs are over when m times that many batches are.
-
-    Plain rounding would let a milestone at '2ep' come and go with each batch around it. With m whole epochs over, a
-    length L tells right if m L <= batches < (m + 1) L. Where none does, after many short epochs, it is the nearest.
-    """
-    nearest, whole = max(1, round(batches / epochs)), int(epochs)
-    if whole == 0:
-        return max(nearest, batches + 1)
-    least, most = batches // (whole + 1) + 1, batches // whole
-    return min(max(nearest, least), most) if least <= most else nearest
+def _progress_bars(logger: Logger) -> list[ProgressBarLogger]:
+    return [bar for bar in logger.destinations if isinstance(bar, ProgressBarLogger)]

@@ -140,10 +140,10 @@ class DBA(EventAlgorithm):
 
     def _epoch_start(self, state: State, logger: Logger) -> None:
         self._pools.end_pass()
-        self._length.open(state)
+        self._length.open(state, logger)
 
     def _before_dataloader(self, state: State, logger: Logger) -> None:
-        self._length.estimate(state)
+        self._length.estimate(state, logger)
 
     def _after_dataloader(self, state: State, logger: Logger) -> None:
         self._step_began = time.perf_counter()
@@ -204,11 +204,10 @@ class DBA(EventAlgorithm):
                 stacklevel=2,
             )
         logger.log_metrics({f"dba/{name}": value for name, value in self._count(subsets, samples).items()})
-        self._length.estimate(state)
         self._overhead_seconds = time.perf_counter() - began
 
     def _batch_end(self, state: State, logger: Logger) -> None:
-        self._length.close(state)
+        self._length.close(state, logger)
         overhead = self._overhead_seconds / (time.perf_counter() - self._step_began)
         logger.log_metrics({"dba/overhead": overhead}, step=int(state.timestamp.batch) - 1)
 

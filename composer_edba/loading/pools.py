@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,8 +12,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from composer_edba.loading.distinct import DistinctSamples
-from composer_edba.loading.ranks import Attempt, check_alike, gather_rows, rank_sizes, world_size
-from composer_edba.loading.sampler import ResizableBatchSampler, length_of, resizable_copy, why_fixed
+from composer_edba.loading.order import length_of
+from composer_edba.loading.ranks import (
+    Attempt,
+    check_alike,
+    gather_objects,
+    gather_rows,
+    rank,
+    rank_sizes,
+    world_size,
+)
+from composer_edba.loading.sampler import ResizableBatchSampler, resizable_copy, why_fixed
+from composer_edba.loading.streams import preserved_random_streams
 
 __all__ = ["Pools"]
 
@@ -30,6 +41,9 @@ class Pools:
     _seen = 0  # samples in the batches taken, where no sampler tells
     _pass: list[int] | None = None  # the sampler's list of the pass that `taken` counts in
     _resumed = False  # the next pass that is drawn is an interrupted one
+    _orders: list[dict[str, Any]] | None = None  # what decides the order of the present or last pass, a rank each
+    _lengths: list[int]  # of the ranks' passes, -1 where there is none
+    _loaded: Mapping[str, Any] | None = None  # a state's pass, until one begins
 
     def __init__(self, owner: str = "EDBA", loader_name: str = "the loader"):
         self.owner, self.loader_name = owner, loader_name
@@ -53,9 +67,12 @@ class Pools:
             self.uneven = False
             return None
         assert isinstance(twin.batch_sampler, ResizableBatchSampler)
+        if self.sampler is not twin.batch_sampler:
+            self._orders = None
         self.sampler, self._loader = twin.batch_sampler, twin
         self.measure(device)
-        size = None if self.sampler.total is None else length_of(twin.dataset)
+        in_order = twin.num_workers == 0 or getattr(twin, "in_order", True)
+        size = length_of(twin.dataset) if in_order and self.sampler.total is not None else None
         if size is None or self.distinct is None or self.distinct.size != size:
             self.distinct = None if size is None else DistinctSamples(size)
         return twin
@@ -68,15 +85,24 @@ class Pools:
             stacklevel=3,
         )
 
-    def measure(self, device: torch.device) -> None:
-        """Find out how long a pass is now; on uneven ranks it ends with the shortest one's."""
+    @property
+    def _own_length(self) -> int:
+        """Samples in this rank's pass; -1: it has no length."""
         assert self.sampler is not None
         # Without a total it is an IterableDataset, perhaps with a length.
         own = length_of(self._loader.dataset) if self.sampler.total is None else self.sampler.total
-        totals = rank_sizes(-1 if own is None else own, device)
-        shortest = min(totals)
-        self.uneven = shortest < max(totals)
-        self.shortest, self.total = (None, None) if shortest < 0 else (shortest, shortest * len(totals))
+        return -1 if own is None else own
+
+    def measure(self, device: torch.device) -> None:
+        """Find out how long a pass is now, as is done anew whenever one begins."""
+        self._take_lengths(rank_sizes(self._own_length, device))
+
+    def _take_lengths(self, lengths: list[int]) -> None:
+        # On uneven ranks passes end with the shortest one's.
+        self._lengths = lengths
+        shortest = min(lengths)
+        self.uneven = shortest < max(lengths)
+        self.shortest, self.total = (None, None) if shortest < 0 else (shortest, shortest * len(lengths))
 
     def _refuse_empty(self, loader: Any) -> None:
         if length_of(loader) != 0:
@@ -122,25 +148,56 @@ class Pools:
     def is_over(self) -> bool:
         """Whether all batches of the present pass were taken; False where that cannot be known."""
         sampler = self.sampler
-        return sampler is not None and sampler.drawn is self._pass and sampler.is_last(self.taken)
+        if sampler is None or sampler.drawn is not self._pass:
+            return False
+        if sampler.total is None and self.shortest is not None:
+            return self.is_rest_over(self.shortest - self.seen)
+        return sampler.is_last(self.taken)
+
+    def is_rest_over(self, rest: int) -> bool:
+        """Whether no batch comes of the ``rest`` of an IterableDataset's samples on this rank."""
+        assert self.sampler is not None
+        return rest <= 0 or (self.sampler.drop_last and rest < self.sampler.batch_size)
+
+    def notice_pass(self) -> None:
+        """A batch has come: if it is a pass's first, all ranks tell each other about this pass; a collective call."""
+        if self.sampler is None or self.sampler.drawn is self._pass:
+            return
+        if not self._resumed:
+            self.taken = self._seen = 0
+        self._pass = self.sampler.drawn
+        self._begin_pass()
+        self.sampler.forget_resumption()
 
     def next_batch(self, size: int) -> int:
         """Number in its pass, from 0, of the batch of ``size`` samples that comes now."""
-        if self.sampler is not None and self.sampler.drawn is not self._pass:  # it has begun a pass
-            if not self._resumed:
-                self.taken = self._seen = 0
-            self._pass = self.sampler.drawn
-            self.sampler.forget_resumption()
+        self.notice_pass()
         self._resumed = False
         self.taken += 1
         self._seen += size
         return self.taken - 1
 
+    def _begin_pass(self) -> None:
+        """Tell all ranks what decides this one's order: a checkpoint may hold the state of one of them alone."""
+        assert self.sampler is not None
+        saved, self._loaded = self._loaded, None
+        checksum = self.sampler.checksum(self.taken)
+        told = gather_objects((self.sampler.order.state_dict(), self._own_length, checksum))
+        self._orders = [order for order, _, _ in told]
+        self._take_lengths([length for _, length, _ in told])
+        known = saved is not None and self.taken > 0 and saved["checksum"] is not None
+        if saved is not None and known and told[saved["rank"]][2] != saved["checksum"]:
+            raise ValueError(
+                f"{self.loader_name} does not draw the samples of the interrupted pass again, so what is left of it "
+                "cannot be told: resume with the same data set and sampler, of the same seed and epoch (set_epoch), or "
+                "from a checkpoint that was saved at an epoch's end"
+            )
+
     def end_pass(self) -> None:
         """Forget the present pass and what was to be resumed: the loader's next iterator begins another one."""
         self._pass, self.taken, self._seen, self._resumed = None, 0, 0, False
         if self.sampler is not None:
-            self.sampler.forget_resumption()
+            self.sampler.forget_resumption(begun=False)
 
     def indices(self, number: int, size: int) -> Tensor | None:
         """Data-set indices of batch ``number``, int64 (``size``,); None if they are not known."""
@@ -158,13 +215,24 @@ class Pools:
 
     # ---- resuming
 
+    @property
+    def _samples(self) -> int | None:
+        """What must be the same to go on inside of a pass: its samples, or where these are noted the data set's."""
+        noted = self.sampler is not None and self.sampler.order.keeps_indices
+        return length_of(self._loader.dataset) if noted else self.total
+
     def state_dict(self) -> dict[str, Any]:
         """The present pass, and what was ever trained on, as plain values."""
+        taken, sampler = 0 if self.is_over else self.taken, self.sampler
+        began = self._loaded
+        if sampler is not None and self._orders is not None and began is None:
+            began = {"drawn": list(sampler.drawn), "indices": sampler.indices_drawn, "orders": self._orders}
+            began |= {"lengths": self._lengths, "rank": rank(), "checksum": sampler.checksum(taken)}
         return {
-            "samples": self.total,
+            "samples": self._samples,
             "ranks": world_size(),
-            "taken": 0 if self.is_over else self.taken,
-            "pass": None if self.sampler is None or self._pass is None else self.sampler.pass_state(),
+            "taken": taken,
+            "pass": began,
             "distinct": None if self.distinct is None else self.distinct.state_dict(),
         }
 
@@ -178,31 +246,45 @@ class Pools:
         """
         if self.distinct is not None and saved["distinct"] is not None:
             self.distinct.load_state_dict(saved["distinct"])
+        sampler = self.sampler
+        self._loaded = began = None if sampler is None else saved["pass"]
         if taken == 0:
+            if sampler is not None and began is not None and rank() < len(began["orders"]):
+                sampler.order.resume(began["orders"][rank()], over=began["indices"])
             return
-        then, now = (saved["samples"], saved["ranks"]), (self.total, world_size())
+        then, now = (saved["samples"], saved["ranks"]), (self._samples, world_size())
         if then != now:
             raise ValueError(
                 f"the checkpoint lies inside of a pass over {_pass_words(*then)}, and {self.loader_name} makes one "
                 f"over {_pass_words(*now)}: what is left of the pass cannot be told. Resume with the same data set, "
                 "sampler and number of ranks, or from a checkpoint that was saved at an epoch's end"
             )
-        if self.sampler is not None and saved["pass"] is not None:
-            self.sampler.resume(saved["pass"])
+        if sampler is not None and began is not None:
+            sampler.resume(began["drawn"])
+            self._take_lengths(began["lengths"])  # a sampler's may be others in each pass
+            sampler.order.resume(began["orders"][rank()])
         self._resumed, self.taken = True, taken if redrawn else 0
 
     def repeat(self, taken: int, size: int | None) -> None:
         """Have a pass drawn once more that no checkpoint tells of: in an earlier fit's sizes, or all of ``size``."""
-        if self.sampler is not None and size is not None and taken > 0:
-            self.sampler.resume({"drawn": list(self.sampler.drawn) or [size] * taken})
-            self._resumed, self.taken = True, taken
+        if self.sampler is None or size is None or taken == 0:
+            return
+        self.sampler.resume(list(self.sampler.drawn) or [size] * taken)
+        if self._orders is not None:
+            self.sampler.order.resume(self._orders[rank()])
+        self._resumed, self.taken = True, taken
 
     def rest_of_pass(self, loader: Any) -> Any:
         """What to iterate over to go on inside of an interrupted pass: ``loader``, less what was taken before.
 
-        Batches that were taken are loaded again, from the random state the pass began with, and thrown away.
+        Batches that were taken are loaded again and thrown away; the global random streams do not notice.
         """
+        if self.sampler is not None:
+            self.sampler.order.draws_again = False
         return _RestOfPass(self, loader) if self._resumed else loader
+
+
+_NOTHING = object()
 
 
 class _RestOfPass:
@@ -213,12 +295,21 @@ class _RestOfPass:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        now, batches = torch.get_rng_state(), iter(self._loader)
-        if self._pools._resumed:
+        if not self._pools._resumed or self._pools.taken == 0:
+            return iter(self._loader)
+        sampler = self._pools.sampler
+        stream = sampler.order.stream() if sampler is not None and sampler.order.is_iterable else None
+        with preserved_random_streams():
+            if stream is not None:  # by which the data set itself may have shuffled when the pass began
+                torch.set_rng_state(stream)
+            batches = iter(self._loader)
             for _ in range(self._pools.taken):
-                next(batches)
-            torch.set_rng_state(now)
-        return batches
+                next(batches, None)
+        first = next(batches, _NOTHING)
+        if first is not _NOTHING:
+            return itertools.chain([first], batches)
+        self._pools.end_pass()  # it was over
+        return iter(())
 
 
 def _pass_words(samples: int | None, ranks: int) -> str:

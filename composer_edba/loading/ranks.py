@@ -9,7 +9,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Attempt", "check_alike", "from_rank_zero", "gather_rows", "rank", "rank_sizes", "world_size"]
+__all__ = [
+    "Attempt",
+    "check_alike",
+    "from_rank_zero",
+    "gather_objects",
+    "gather_rows",
+    "rank",
+    "rank_sizes",
+    "world_size",
+]
 
 
 def world_size() -> int:
@@ -82,6 +91,15 @@ def rank_sizes(size: int, device: torch.device) -> list[int]:
 def from_rank_zero(number: int, device: torch.device) -> int:
     """Rank 0's ``number``, a signed 64-bit integer, on every rank."""
     return rank_sizes(number, device)[0]
+
+
+def gather_objects(own: Any) -> list[Any]:
+    """What each rank passes as ``own``, a plain value, in their order."""
+    if world_size() == 1:
+        return [own]
+    told: list[Any] = [None] * world_size()
+    dist.all_gather_object(told, own)
+    return told
 
 
 def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
-__all__ = ["ResizableBatchSampler", "check_indexed", "length_of", "resizable_copy", "why_fixed"]
+from composer_edba.loading.order import PassOrder
 
-
-def length_of(sized: Any) -> int | None:
-    """``len(sized)``; None if it has no length."""
-    try:
-        return len(sized)
-    except TypeError:
-        return None
+__all__ = ["ResizableBatchSampler", "check_indexed", "resizable_copy", "why_fixed"]
 
 
 class ResizableBatchSampler(Sampler[list[int]]):
@@ -42,6 +34,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
         least_length: ``len()`` gives at least this many batches.
         draw: ``draw(size, own)`` gives the indices of a batch, of up to ``size``, from ``own()``; None: all of these.
         choose: ``choose(number, indices)`` gives the indices to load of those drawn for batch ``number``; None: all.
+        order: what decides the order of its passes.
     """
 
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool = False):
@@ -50,44 +43,47 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self.drop_last, self.least_length = drop_last, 0
         self.draw: Callable[[int, Callable[[], Iterable[int]]], list[int]] | None = None
         self.choose: Callable[[int, list[int]], list[int]] | None = None
+        self.order = PassOrder(sampler)
         self._replay: Sequence[int] = ()  # sizes of an interrupted pass, which its first batches have once more
-        self._rng_state: Tensor | None = None  # torch's, when this pass began: a shuffling sampler's order
-        self._replay_rng_state: Tensor | None = None
         self._begin()
 
     def _begin(self) -> None:
         self.drawn: list[int] = []
         self._ends: list[int] = []  # samples drawn up to the end of each batch
         self._indices: dict[int, list[int]] = {}
-        self._seen, self._ended = 0, False
+        self._checksums: list[int] = []  # of all indices drawn up to the end of each batch
+        self._seen, self._left_out, self._ended = 0, 0, False
         self._resized = False  # whether a batch of this pass had another size than the first
 
     @property
     def total(self) -> int | None:
-        """Indices in a pass; None if the sampler has no length."""
-        return length_of(self.sampler)
+        """Indices in the present pass, between passes in the next one; None if the sampler has no length."""
+        return self.order.length
 
     def __iter__(self) -> Iterator[list[int]]:
         self._begin()
-        if self._replay_rng_state is not None:
-            torch.set_rng_state(self._replay_rng_state)
-        self._rng_state = torch.get_rng_state()
-        total, indices = self.total, iter(self.sampler)
-        while True:
+        self.order.begin()  # at once: a DataLoader's iterator draws its workers' seed before it asks for indices
+        return self._batches()
+
+    def _batches(self) -> Iterator[list[int]]:
+        indices, total = self.order.indices(), self.total
+        while total is None or self._seen < total:
             number = len(self.drawn)
             asked = int(self._replay[number] if number < len(self._replay) else self.batch_size)
             size = asked if total is None or self.drop_last else self._fitted(asked, total - self._seen)
             own = functools.partial(itertools.islice, indices, size)
             batch = list(own()) if self.draw is None else self.draw(size, own)
             if not batch or (self.drop_last and len(batch) < size):
-                self._ended = True
-                return
+                self._left_out = len(batch)
+                break
             self.drawn.append(asked)
             self._resized = self._resized or asked != self._first_size
             self._seen += len(batch)
             self._ends.append(self._seen)
+            self._checksums.append(zlib.crc32(repr(batch).encode(), self._checksums[-1] if number else 0))
             self._indices[number] = batch if self.choose is None else self.choose(number, batch)
             yield self._indices[number]
+        self._ended = True
 
     def _fitted(self, size: int, rest: int) -> int:
         """``size``, or what the next batch has in its place because the ``rest`` of the pass ends soon after it."""
@@ -109,32 +105,28 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     # ---- an interrupted pass
 
-    def pass_state(self) -> dict[str, Any]:
-        """What :meth:`resume` needs to draw this pass once more, as plain values."""
-        state = self._rng_state
-        return {
-            "drawn": list(self.drawn),
-            "rng_state": None if state is None else base64.b64encode(state.numpy().tobytes()).decode(),
-        }
+    def resume(self, drawn: Sequence[int]) -> None:
+        """Have passes begin with batches of the sizes ``drawn``, until :meth:`forget_resumption`."""
+        self._replay = list(drawn)
 
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Have passes begin with the batches of an interrupted one, until :meth:`forget_resumption`.
+    def forget_resumption(self, *, begun: bool = True) -> None:
+        """The interrupted pass has been drawn again: the next one begins anew. For ``begun`` see PassOrder's."""
+        self._replay = ()
+        self.order.forget_resumption(begun=begun)
 
-        ``state`` is from :meth:`pass_state`; without ``rng_state`` only the sizes are repeated.
-        """
-        self._replay = list(state["drawn"])
-        if state.get("rng_state") is not None:
-            content = bytearray(base64.b64decode(state["rng_state"]))
-            self._replay_rng_state = torch.frombuffer(content, dtype=torch.uint8)
-
-    def forget_resumption(self) -> None:
-        """The interrupted pass has been drawn again: the next one begins anew."""
-        self._replay, self._replay_rng_state = (), None
+    def checksum(self, taken: int) -> int | None:
+        """A number that tells the samples of the first ``taken`` batches of this pass from others; None: not drawn."""
+        return self._checksums[taken - 1] if 0 < taken <= len(self._checksums) else None
 
     def indices_of(self, number: int) -> list[int] | None:
         """Indices loaded for batch ``number`` of this pass; forgets earlier batches'. None if it was not drawn."""
         self._indices = {n: indices for n, indices in self._indices.items() if n >= number}
         return self._indices.pop(number, None)
+
+    @property
+    def indices_drawn(self) -> int:
+        """Indices drawn in this pass so far, those for the prefetch queue and those left out too."""
+        return self._seen + self._left_out
 
     def seen(self, taken: int) -> int:
         """Samples that were drawn for the first ``taken`` batches of this pass, whether loaded or not."""
@@ -175,6 +167,7 @@ def resizable_copy(loader: Any, batch_size: int | None = None) -> DataLoader | N
     sampler = ResizableBatchSampler(given.sampler, batch_size or given.batch_size, given.drop_last)
     twin.__dict__["batch_sampler"] = sampler
     twin.__dict__["_iterator"] = None  # persistent workers belong to the given loader
+    sampler.order = PassOrder(given.sampler, twin)
     return twin
 
 

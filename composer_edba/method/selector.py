@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from composer_edba.method.averages import Averages
 from composer_edba.method.choice import Selection, select_subset
-from composer_edba.method.sizing import BatchSizePolicy, Observation, check_size
+from composer_edba.method.sizing import BatchSizePolicy, LossPolicy, Observation, check_size
 
 __all__ = ["SubsetSelector", "highest_learning_rate"]
 
@@ -64,6 +65,16 @@ class SubsetSelector:
             self.policy.update(Observation(pool_size=len(inner_products), first=first, **seen))
             check_size(self.policy)
         return selection
+
+    def refer(self, learning_rate: float | None) -> bool:
+        """Whether the policy still wants to see a loss of training's beginning, while nothing is chosen yet."""
+        return isinstance(self.policy, LossPolicy) and self.policy.refer(learning_rate)
+
+    def measure(self, loss: float) -> None:
+        """Show the policy the mean loss of a pool that nothing is chosen from."""
+        nan = float("nan")
+        if self.policy is not None and math.isfinite(loss):
+            self.policy.update(Observation(1, nan, nan, (nan, nan), nan, nan, model_metric=loss))
 
     def figures(self, selection: Selection) -> dict[str, float]:
         """What a step is to be logged with: ``selection``'s metrics and the averages that came out."""

@@ -25,6 +25,7 @@ __all__ = [
     "PolicyName",
     "check_policy_options",
     "check_size",
+    "is_policy",
     "make_policy",
     "policy_word",
 ]
@@ -142,8 +143,8 @@ class LossPolicy(_Policy):
     """Grow with the inverse cube of the loss, as far as the learning rate does not decay by itself.
 
     The wanted size is B = B_0 · (M_0 / M̄)³ · (η / η_max)², from B_0 to ``largest_growth`` · B_0: B_0 is the first size,
-    M_0 the mean loss of the first window, M̄ of the last one, η_max the largest learning rate so far (docs/method.md,
-    after arXiv:1711.00489 and arXiv:1910.08222). Losses that are not positive leave the size as it is.
+    M_0 the mean loss of the first window, M̄ of the last one, η_max the largest learning rate of this fit so far
+    (docs/method.md, after arXiv:1711.00489 and arXiv:1910.08222). Losses that are not positive leave the size as it is.
 
     Args:
         window: observations over which the loss is averaged. Default 10.
@@ -164,6 +165,15 @@ class LossPolicy(_Policy):
         super().__post_init__()
         self._first_size, self._highest_rate = self.size, 0.0
         self._first_loss: float | None = None
+
+    def begin_fit(self) -> None:
+        """Another fit has another schedule: its own highest learning rate counts."""
+        self._highest_rate = 0.0
+
+    def refer(self, rate: float | None) -> bool:
+        """Take in a learning rate before sizes may change; whether the first window still wants losses."""
+        self._highest_rate = max(self._highest_rate, rate or 0.0)
+        return self._first_loss is None and len(self._window) < self.window
 
     def update(self, observation: Observation) -> int:
         """Take in one step and return the size for the next pools."""
@@ -319,8 +329,7 @@ def make_policy(
         options: constants of a named policy other than the defaults, see :func:`check_policy_options`.
     """
     if not isinstance(policy, str):
-        is_one = isinstance(policy, BatchSizePolicy) and not isinstance(policy, type)
-        given: Any = policy if is_one else policy(size, minimum, maximum)  # type: ignore[operator]
+        given: Any = policy if is_policy(policy) else policy(size, minimum, maximum)  # type: ignore[operator]
         if not isinstance(given, BatchSizePolicy):
             raise TypeError(
                 f"batch_size_policy is {policy!r}, which made {given!r}: it must make an object with size, update, "
@@ -330,6 +339,11 @@ def make_policy(
         return given
     constants = {**(options or {}), **({"ranks": ranks} if policy == "noise_scale" else {})}
     return POLICIES[policy](size, minimum, maximum, **constants)
+
+
+def is_policy(value: Any) -> bool:
+    """Whether ``value`` is a policy itself, and not the name or the maker of one."""
+    return isinstance(value, BatchSizePolicy) and not isinstance(value, type)
 
 
 def check_size(policy: BatchSizePolicy) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from composer_edba.loading.batch import batch_size, index_batch
 from composer_edba.loading.parts import balanced_parts
@@ -74,6 +76,8 @@ class Scorer:
         self.least_samples = 2
         self._layer: nn.Module | None = None
         self._checked: nn.Module | None = None
+        self._copies = False  # whether the model writes into its batch
+        self._tracks = False  # whether autograd has to be on before the last layer
         self._shapes: tuple[torch.Size, torch.Size, torch.device] | None = None  # of the last inputs and gradients
 
     def __call__(
@@ -133,15 +137,28 @@ class Scorer:
         # Twice the probe must fit wherever a chunk does.
         most = min(size, self.chunk_limit or size)
         probe_size = min(size, max(self.least_samples, min(most // 2, _PROBE_SIZE)))
-        probe = index_batch(batch, torch.arange(probe_size), size)
+
+        def probe() -> Any:
+            return index_batch(batch, torch.arange(probe_size), size)  # a copy: the model may write into it
+
         layer = self.last_layer
         if isinstance(layer, str):
             layer = named_last_layer(model, layer)
         elif layer is not None:
             check_last_layer(model, layer)
-        self._layer = find_last_layer(model, lambda: run(probe)) if layer is None else layer
-        self._score(probe, probe_size, run)  # raises if shapes or loss do not fit
-        self._check_mean(probe, probe_size, run)
+        self._layer = find_last_layer(model, lambda: run(probe())) if layer is None else layer
+        self._tracks = False
+        written = probe()
+        arrays = list(_arrays(written))
+        versions = [getattr(array, "_version", -1) for array in arrays]  # an ndarray has none: to be on the safe side
+        try:
+            self._score(written, probe_size, run)  # raises if shapes or loss do not fit
+        except _NotDependentError:
+            # Perhaps the forward puts grad mode back, as at the end of set_grad_enabled(self.training).
+            self._tracks = True
+            self._score(probe(), probe_size, run)
+        self._copies = versions != [getattr(array, "_version", None) for array in arrays]
+        self._check_mean(probe(), probe_size, run)
         self._checked = model
 
     def _check_mean(self, probe: Any, size: int, run: Run) -> None:
@@ -150,7 +167,7 @@ class Scorer:
         outputs: list[Tensor] = []
         values = []
         for copies, hook in (
-            (1, lambda module, args, output: outputs.append(output)),
+            (1, lambda module, args, output: outputs.append(output.clone())),  # which may be changed in place
             # The recorded outputs once more: a network that draws random numbers would give others.
             (2, lambda module, args, output: torch.cat([outputs.pop(0)] * 2)),
         ):
@@ -162,11 +179,13 @@ class Scorer:
     def _score_in_chunks(self, batch: Any, size: int, run: Run) -> PoolScores:
         self._check_memory(size)
         sizes = balanced_parts(size, self.chunk_limit, self.least_samples)
-        if len(sizes) == 1:
-            return self._score(batch, size, run)
         parts: list[PoolScores] = []
         for chunk, end in zip(sizes, itertools.accumulate(sizes), strict=True):
-            parts.append(self._score(index_batch(batch, slice(end - chunk, end), size), chunk, run))
+            # New containers, which the model may change; of tensors a copy where it writes into them, else views.
+            rows = torch.arange(end - chunk, end) if self._copies else slice(end - chunk, end)
+            parts.append(self._score(index_batch(batch, rows, size), chunk, run))
+            if len(sizes) == 1:
+                return parts[0]
             self._check_memory(size)  # longer sequences than the last pool's show in the first part
         inputs, output_grads = torch.cat([part.inputs for part in parts]), torch.cat([p.output_grads for p in parts])
         metrics = [part.model_metric * (chunk / size) for part, chunk in zip(parts, sizes, strict=True)]
@@ -179,7 +198,8 @@ class Scorer:
         check_score_memory(size, outputs[1:-1].numel(), inputs[-1], outputs[-1], device)
 
     def _score(self, batch: Any, size: int, run: Run) -> PoolScores:
-        layer, inputs, leaves = self._layer, [], []
+        layer, inputs, edges = self._layer, [], []
+        outputs: list[Tensor] = []
         assert layer is not None
 
         def cut(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -189,28 +209,50 @@ class Scorer:
                     f"the last layer's output has shape {tuple(output.shape)} for a batch of {size} samples: its first "
                     "dimension must be the batch. Name another layer with last_layer"
                 )
-            # Under autocast a float32 leaf keeps softmax and gradients out of half precision.
-            autocast = torch.is_autocast_enabled(output.device.type)
-            leaf = (output.float() if autocast else output).detach().requires_grad_()
-            inputs.append(args[0].detach())
-            leaves.append(leaf)
+            # Under autocast float32 keeps softmax and gradients out of half precision.
+            output = output.float() if torch.is_autocast_enabled(output.device.type) else output
             torch.set_grad_enabled(True)
-            return leaf
+            # Called again, the layer may depend on what it gave before: that graph must stay.
+            if not (outputs and output.requires_grad):
+                # Not a leaf, which the model could not change in place.
+                output = output.detach().add_(output.new_zeros((), requires_grad=True))
+            inputs.append(args[0].detach())
+            outputs.append(output)
+            edges.append(get_gradient_edge(output))
+            return output
 
         # The hook turns grad mode on for the rest of the forward; this context puts it back.
-        with layer.register_forward_hook(cut), torch.set_grad_enabled(False):
+        with layer.register_forward_hook(cut), torch.set_grad_enabled(self._tracks):
             value = mean_loss(run(batch))
-            if not value.requires_grad:
-                why = "does not depend on its output" if leaves else "is computed without calling it"
-                raise ValueError(f"last_layer ({type(layer).__name__}): the loss {why}. Name another layer")
-            grads = torch.autograd.grad(value, leaves)
-        h = [positions_last(layer, tensor) for tensor in inputs]
+            # As many as there are now: a checkpoint computed again would add some.
+            calls = len(edges)
+            found = torch.autograd.grad(value, edges, allow_unused=True) if calls and value.requires_grad else ()
+        if all(grad is None for grad in found):
+            why = "does not depend on its output" if calls else "is computed without calling it"
+            raise _NotDependentError(
+                f"last_layer ({type(layer).__name__}): the loss {why}, or not so that autograd sees it (as with "
+                "torch.no_grad or detach). Name another layer"
+            )
+        grads = [torch.zeros_like(out) if grad is None else grad for out, grad in zip(outputs, found, strict=False)]
+        h = [positions_last(layer, tensor) for tensor in inputs[:calls]]
         d = [at_least_float32(positions_last(layer, tensor)) * size for tensor in grads]
-        if len(leaves) > 1:  # called several times: the calls are further positions
+        if calls > 1:  # called several times: the calls are further positions
             h = [torch.cat([t.reshape(size, -1, t.shape[-1]) for t in h], 1)]
             d = [torch.cat([t.reshape(size, -1, t.shape[-1]) for t in d], 1)]
         self._shapes = h[0].shape, d[0].shape, d[0].device
         return PoolScores(at_least_float32(h[0]), d[0], at_least_float32(value.detach()), layer.bias is not None)
+
+
+class _NotDependentError(ValueError):
+    """Autograd finds no way from the loss to the last layer."""
+
+
+def _arrays(batch: Any) -> Iterator[Tensor | np.ndarray]:
+    if isinstance(batch, (Tensor, np.ndarray)):
+        yield batch
+    elif isinstance(batch, (Mapping, list, tuple)):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _arrays(value)
 
 
 def _runner(model: Any, loss: Any, prepare: Any = None, precision: Any = contextlib.nullcontext) -> Run:

@@ -69,22 +69,34 @@ def check_last_layer(model: nn.Module, layer: nn.Module) -> None:
 def find_last_layer(model: nn.Module, forward: Callable[[], Any]) -> nn.Module:
     """The linear map of ``model`` that ``forward()``, which runs it on real inputs, calls last, wherever registered.
 
+    One that it does not call in evaluation mode, for an auxiliary output of training, counts only if there is no other.
+
     Raises:
         ValueError: if no linear map was called; says which modules were seen and how to name one.
     """
     called: list[nn.Module] = []
     with contextlib.ExitStack() as hooks, torch.no_grad():
-        for module in filter(is_linear_map, model.modules()):
+        for module in (model, *filter(is_linear_map, model.modules())):
             hooks.enter_context(module.register_forward_hook(lambda module, args, output: called.append(module)))
         forward()
-    if not called:
+        in_training = [module for module in called if is_linear_map(module)]
+        called.clear()
+        # The loss may not take what the model gives in evaluation, and the model may not work there at all.
+        training = [module for module in model.modules() if module.training]
+        for module in training:  # not model.eval(), which may be overridden
+            hooks.callback(setattr, module, "training", True)
+            module.training = False
+        with contextlib.suppress(Exception):
+            forward()
+    common = [module for module in in_training if module in called] if model in called else []
+    if not in_training:
         kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
         raise ValueError(
             "no last layer found: the forward pass called no Linear and no 1x1 convolution (modules seen: "
             f"{', '.join(kinds) or 'none'}). Name the layer whose gradient is to be measured: last_layer='name.of.it'. "
             f"{_linear_maps(model)}"
         )
-    return called[-1]
+    return (common or in_training)[-1]
 
 
 def _linear_maps(model: nn.Module) -> str:

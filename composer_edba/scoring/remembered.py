@@ -25,7 +25,7 @@ from composer_edba.scoring.training_scores import TrainingScores
 __all__ = ["Choice", "RememberedScores"]
 
 Decide = Callable[[PoolScores, list[int], int, str], Selection]
-Scheduled = Callable[[int, int], bool]
+Scheduled = Callable[[int], bool]
 Figures = Callable[[Selection], dict[str, float]]
 
 
@@ -60,7 +60,7 @@ class RememberedScores:
     Args:
         decide: ``decide(scores, sizes, pool, where)``: the subset of pool number ``pool`` of all that were ever drawn,
             by the scores of all ranks' samples, ``sizes`` of each; ``where`` says where for a warning.
-        scheduled: ``scheduled(number, pool)``: whether a subset of it is chosen, for batch ``number`` of the pass.
+        scheduled: ``scheduled(pool)``: whether a subset of it is chosen.
         figures: what is logged of a selection.
         derives: see :class:`~composer_edba.scoring.training_scores.TrainingScores`.
 
@@ -84,6 +84,7 @@ class RememberedScores:
         self._masks: list[np.ndarray] = []  # what was chosen for each batch drawn in this pass
         self._choices: dict[int, Choice] = {}  # those of the batches that are still to come
         self._recorded_indices: np.ndarray | None = None  # of the samples that this step records; None: it does not
+        self._keep = True  # whether what it records goes into the cache
         self._left_out = False  # this rank's loop did not train on the batch
         self._seconds = [0.0, 0.0]  # choosing, recording
 
@@ -105,6 +106,10 @@ class RememberedScores:
         self._dataset, self._sampler, self._device = dataset, sampler, device
         self._replay, self._skipped, self._passes_to_spin = {}, skipped, spun
         sampler.choose, sampler.draw = self._choose, self._draw
+
+    def unhook(self) -> None:
+        """Leave no hook on the model until the next step that records."""
+        self._training.unhook()
 
     def uninstall(self) -> None:
         """Leave the sampler and the model as they were."""
@@ -177,17 +182,17 @@ class RememberedScores:
         elif number < self._skipped:
             chosen, figures, recorded = np.ones(pools.shape, dtype=bool), {}, 0.0
         else:
-            chosen, figures, recorded = self._select(number, pools)
+            chosen, figures, recorded = self._select(pools)
         self._masks.append(chosen)
         self._choices[number] = Choice(pools, chosen, figures, recorded)
         self._seconds[0] += time.perf_counter() - began
         return list(itertools.compress(pool, chosen[rank()].tolist()))
 
-    def _select(self, number: int, pools: np.ndarray) -> tuple[np.ndarray, dict[str, float], float]:
+    def _select(self, pools: np.ndarray) -> tuple[np.ndarray, dict[str, float], float]:
         cache, pool, indices = self.cache, self._pools, pools.ravel()
         assert cache is not None
         self._pools += 1
-        if not self._scheduled(number, pool) or not cache.knows(indices):
+        if not self._scheduled(pool) or not cache.knows(indices):
             return np.ones(pools.shape, dtype=bool), {}, 0.0
         ranks, size = pools.shape
         with Attempt(1) as mine:
@@ -221,9 +226,13 @@ class RememberedScores:
         """The interrupted pass has been drawn again, or was resumed at its very end."""
         self._replay, self._skipped = {}, 0
 
-    def record(self, indices: np.ndarray | None, layer: nn.Module | None) -> None:
-        """Have this step record what the last layer gives for its samples, data-set indices (R, k); None: nothing."""
-        self._recorded_indices, self._completed, self._left_out = indices, False, False
+    def record(self, indices: np.ndarray | None, layer: nn.Module | None, keep: bool = True) -> None:
+        """Have this step record what the last layer gives for its samples, data-set indices (R, k); None: nothing.
+
+        With ``keep=False`` :meth:`end_step` tells their mean loss, and nothing of them is kept.
+        """
+        self._recorded_indices, self._completed = indices, False
+        self._keep, self._left_out = keep, False
         if layer is None:
             self._training.unwatch()
         else:
@@ -253,14 +262,14 @@ class RememberedScores:
         (choosing, recording), self._seconds = self._seconds, [0.0, 0.0]
         return choosing, recording
 
-    def end_step(self, step: int, factor: Tensor | float | None = None) -> None:
-        """Enter what step number ``step`` found out.
+    def end_step(self, step: int, factor: Tensor | float | None = None) -> float | None:
+        """Enter what step number ``step`` found out; the mean loss of its samples where that alone was wanted.
 
         For ``factor`` see :meth:`~composer_edba.scoring.training_scores.TrainingScores.rows`.
         """
         if self._recorded_indices is None:
-            return
-        began = time.perf_counter()
+            return None
+        loss, began = None, time.perf_counter()
         assert self.cache is not None
         training, indices, self._recorded_indices, rows = self._training, self._recorded_indices, None, None
         with Attempt(2) as mine:
@@ -271,14 +280,18 @@ class RememberedScores:
                         f"{len(rows)} samples went through last_layer in a batch of {indices.shape[1]}: "
                         "scoring='cached' needs one row a sample. Use scoring='forward'"
                     )
-                self.cache.reserve(rows, training.features)
+                if self._keep:
+                    self.cache.reserve(rows, training.features)
                 mine.numbers = rows.shape
         counts, columns = mine.exchange(self._device)
         if any(counts):
             rows = torch.empty(0, max(columns), device=self._device) if rows is None else rows
-            known = indices[np.array(counts) > 0].ravel()
-            features, bias = training.features, training.bias
-            self.cache.record(known, gather_rows(rows, counts), step, features=features, bias=bias)
+            known, rows = indices[np.array(counts) > 0].ravel(), gather_rows(rows, counts)
+            if self._keep:
+                self.cache.record(known, rows, step, features=training.features, bias=training.bias)
+            else:
+                loss = float(rows[:, -1].mean())
         if self._left_out:
             training.unwatch()
         self._seconds[1] += time.perf_counter() - began
+        return loss

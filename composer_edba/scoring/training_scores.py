@@ -47,23 +47,30 @@ class TrainingScores:
         self._derives = derives
         self._layer: nn.Module | None = None
         self._handle: Any = None
+        # In a compiled network the graph breaks here, so that the hook sees real tensors. Always the same: another one
+        # would be compiled anew.
+        self._hook = torch.compiler.disable(self._keep)
         self._parts: list[_Microbatch] = []
         self._open = self._was_called = self._recompiled = False
 
     def watch(self, layer: nn.Module) -> None:
         """Put a hook on ``layer``, unless there is one; on another layer it is taken off."""
-        if self._layer is layer:
-            return
-        self.unwatch()
-        self._layer = layer
-        # In a compiled network the graph breaks here, so that the hook sees real tensors.
-        self._handle = layer.register_forward_hook(torch.compiler.disable(self._keep))
+        if self._layer is not layer:
+            self.unwatch()
+            self._layer = layer
+        if self._handle is None:
+            self._handle = layer.register_forward_hook(self._hook)
+
+    def unhook(self) -> None:
+        """Take the hook off; what the step has seen stays."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = None
 
     def unwatch(self) -> None:
         """Leave no hook and no tensor behind."""
-        if self._handle is not None:
-            self._handle.remove()
-        self._layer, self._handle, self._parts = None, None, []
+        self.unhook()
+        self._layer, self._parts = None, []
         self._open = self._was_called = self._recompiled = False
 
     def begin_step(self) -> None:
@@ -88,7 +95,7 @@ class TrainingScores:
         """The microbatch's loss is computed next: have each sample's own, if ``loss(outputs, batch)`` allows for it."""
         part = self._parts[-1]
         if part.inputs is not None and self.mean_of_samples is not False:
-            part.losses = sample_losses(loss, outputs, batch, len(part.inputs))
+            part.losses = sample_losses(loss, outputs, batch, len(part.inputs), trial=self.mean_of_samples is None)
             if part.losses is None:
                 self.mean_of_samples = False
 

@@ -177,7 +177,7 @@ def test_by_default_one_batch_in_ten_is_scored():
 
 def test_the_loss_policy_goes_by_the_trainers_learning_rate():
     def largest_batch(alpha_f):
-        asked, algorithm = [], EDBA(interval=1)
+        asked, algorithm = [], EDBA(interval=1, batch_size_policy="loss")
 
         class Sizes(Callback):
             def batch_end(self, state, logger):
@@ -196,7 +196,7 @@ def test_the_loss_policy_goes_by_the_trainers_learning_rate():
 
 def test_policy_options_are_the_policys_constants():
     def sizes(**options):
-        algorithm = EDBA(interval=1, policy_options=options)
+        algorithm = EDBA(interval=1, batch_size_policy="loss", policy_options=options)
         trainer([algorithm], max_duration="12ep").fit()
         return algorithm.batch_size
 

@@ -1,12 +1,14 @@
 """A run resumed in the middle of an epoch ends bitwise as the uninterrupted one."""
 
+import warnings
+
 import pytest
 import torch
 from composer import Trainer
 
 from composer_edba import EDBA
 from tests.support.small_runs import Watch, logged, points_loader, trainer
-from tests.support.torch_runs import following
+from tests.support.torch_runs import Sizes, following
 
 WILD = [64, 100, 30, 17, 128, 10, 55, 90, 23, 41, 12]
 
@@ -85,3 +87,62 @@ def test_the_state_is_plain_and_the_same_whoever_reads_it(tmp_path):
     again = EDBA.paper()
     again.load_state_dict(edba.state_dict())
     assert again._engine._resume_from == edba.state_dict()
+
+
+# ---- other settings
+
+
+class Steps(Sizes):
+    pass
+
+
+def make(size, minimum, maximum):
+    return Steps(WILD)
+
+
+def warnings_of(load, edba):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        edba.load_state_dict(load)
+    return [str(warning.message) for warning in caught]
+
+
+def test_other_settings_than_the_checkpoints_are_told_once(tmp_path):
+    run(tmp_path, workers=0, duration="4ep", policy="margin", save="6ba")
+    edba, loader = EDBA(interval=3, criterion=steadiest), points_loader(with_index=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer([edba], loader=loader, load_path=f"{tmp_path}/ba6.pt").fit()
+    (told,) = [str(warning.message) for warning in caught if "other settings" in str(warning.message)]
+    assert "criterion: 'margin' -> 'steadiest'" in told
+    assert "interval: 1 -> 3" in told
+    assert "batch_size_policy: 'margin' -> 'fixed'" in told
+    assert "min_subset_size: 5 -> 10" in told
+    assert "scoring" not in told
+
+
+def steadiest(gradient_metrics, model_metric, averages):
+    return (gradient_metrics.double() - averages.gradient).abs()
+
+
+def test_the_same_settings_and_a_state_without_any_are_no_matter(tmp_path):
+    options = {"policy_options": {"window": 5}, "last_layer": "module.4"}
+    for arguments in (options, {"batch_size_policy": make}, {"batch_size_policy": Steps(WILD), "criterion": steadiest}):
+        edba = EDBA.paper(**arguments)
+        trainer([edba], max_duration="1ep").fit()
+        assert warnings_of(edba.state_dict(), EDBA.paper(**arguments)) == []
+        old = edba.state_dict()
+        del old["settings"]  # 0.2.0
+        assert warnings_of(old, EDBA(interval=7)) == []
+    (told,) = warnings_of(edba.state_dict(), EDBA.paper(batch_size_policy=make, criterion=steadiest))
+    assert "batch_size_policy: 'Steps' -> 'make'" in told
+
+
+def test_another_last_layer_begins_with_averages_of_its_own(tmp_path):
+    run(tmp_path, workers=0, duration="6ba", policy="margin", save="6ba")
+    again = EDBA.paper(min_subset_size=5, last_layer="module.0")
+    with pytest.warns(UserWarning, match=r"last_layer: None -> 'module.0'"):
+        result = trainer([again], loader=points_loader(with_index=True), load_path=f"{tmp_path}/ba6.pt")
+    result.fit()
+    assert logged(result, "edba/margin")[0] == 0  # of an average's first step
+    assert again._engine.steps == int(result.state.timestamp.batch)

@@ -55,12 +55,11 @@ CASES = {
     "bounds": Case({**BY_NOISE, "min_batch_size": 24, "max_batch_size": 48, "min_subset_size": 20}, moves=True),
     "interval": Case({**BY_LOSS, "interval": 3}, passes=8, moves=True),
     "interrupt": Case({**BY_NOISE, "interrupt": 3}, passes=6, moves=True),
-    "candidates": Case(
-        {"interval": 1, "num_candidates": 64, "subset_size_law": "power_set", "ema_decay": 0.5}, moves=True
-    ),
-    "running statistics": Case({"interval": 1, "scoring_batch_norm": "running"}, moves=True, scorings=("forward",)),
-    # A Trainer counts whole epochs, an Ignite trainer parts of them too: they agree where both begin and end with one.
-    "span": Case({**BY_NOISE, "start": 0.25, "end": 0.75}, passes=8, moves=True, loops=("composer", "ignite")),
+    "candidates": Case({**BY_LOSS, "num_candidates": 64, "subset_size_law": "power_set", "ema_decay": 0.5}, moves=True),
+    "running statistics": Case({**BY_LOSS, "scoring_batch_norm": "running"}, moves=True, scorings=("forward",)),
+    # Both inside of an epoch.
+    "span": Case({**BY_NOISE, "start": 0.3, "end": 0.8}, passes=8, moves=True, loops=("composer", "ignite")),
+    "span by loss": Case({**BY_LOSS, "start": 0.3, "end": 0.8}, passes=8, moves=True, loops=("composer", "ignite")),
     "schedule": Case(BY_LOSS, passes=6, task=Task(decay=0.98), moves=True),
     "shuffled": Case(BY_NOISE, passes=6, task=Task(shuffle=True), moves=True),
     "dropout": Case(BY_NOISE, passes=6, task=Task(shuffle=True, dropout=0.1), moves=True),

@@ -1,5 +1,8 @@
 """What the handler does to a step, what it shows, and what it refuses."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from ignite.engine import Engine, Events, create_supervised_trainer
@@ -263,3 +266,45 @@ def test_a_batch_size_outside_of_the_bounds_is_warned_of():
     with pytest.warns(UserWarning, match=r"64 lies outside of min_batch_size=10 and max_batch_size=50.*starts at 50"):
         trainer.run(data)
     assert watch.pools[0] == 43  # a pass of 256 is six even batches of at most 50
+
+
+def hooks(model):
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.mark.parametrize("end", ["completed", "terminated", "interrupted", "skipped", "failed", "failure handled"])
+def test_no_hook_stays_on_the_model_after_a_run(end):
+    model, inside, handled = net(), [], []
+    trainer, _, data, watch = attached(model=model, settings={"scoring": "cached"})
+
+    def stop(engine):
+        inside.append(hooks(model))
+        if engine.state.iteration != 6:
+            return
+        if end == "terminated":
+            engine.terminate()
+        elif end == "skipped":
+            engine.terminate(skip_completed=True)
+        elif end == "interrupted":
+            engine.interrupt()
+        elif end.startswith("fail"):
+            raise ArithmeticError("stop")
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, stop)
+    if end == "failure handled":
+        trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: handled.append(error))
+        trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda error: trainer.terminate())
+    if end == "failed":
+        with pytest.raises(ArithmeticError, match="stop"):
+            trainer.run(data, max_epochs=3)
+    else:
+        trainer.run(data, max_epochs=3)
+    assert len(handled) == (end == "failure handled")
+    assert hooks(model) == 0
+    pickle.dumps(model)
+    copy.deepcopy(model)
+    if end == "interrupted":
+        trainer.run(data, max_epochs=3)
+        assert len(watch.pools) >= 12
+        assert hooks(model) == 0
+    assert set(inside) == {3}

@@ -1,5 +1,7 @@
 """A run resumed from Ignite's Checkpoint ends bitwise as the uninterrupted one."""
 
+import warnings
+
 import pytest
 import torch
 from ignite.engine import Events, create_supervised_trainer
@@ -139,3 +141,14 @@ def test_state_is_plain():
         return value is None or isinstance(value, (bool, int, float, str))
 
     assert plain(handler.state_dict())
+
+
+def test_other_settings_are_told_and_the_same_are_not(tmp_path):
+    Run(tmp_path, 3, Events.ITERATION_COMPLETED(once=6), last_layer="fc").run(2)
+    (path,) = tmp_path.glob("*.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Run(tmp_path, 3, last_layer="fc").resume(path, 2)
+    with pytest.warns(UserWarning, match=r"saved -> now\): ema_decay: 0.9 -> 0.5, interval: 1 -> 2\. The") as caught:
+        Run(tmp_path, 3, last_layer="fc", interval=2, ema_decay=0.5).resume(path, 2)
+    assert len(caught) == 1

@@ -99,7 +99,7 @@ def test_the_length_is_that_of_a_pass_at_the_present_size(total, size, drop_last
 
 def test_replay_draws_the_sizes_of_the_interrupted_pass_and_then_the_present_one():
     sampler = ResizableBatchSampler(SequentialSampler(range(100)), 40)
-    sampler.resume({"drawn": [10, 20]})
+    sampler.resume([10, 20])
     assert [len(batch) for batch in sampler] == [10, 18, 36, 36]  # asked for 10, 20, 40; the rest is cut evenly
     sampler.forget_resumption()
     assert [len(batch) for batch in sampler] == [40, 40, 20]

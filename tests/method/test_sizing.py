@@ -232,6 +232,26 @@ def test_a_warmup_is_no_decay():
     assert 800 / 1.4 <= policy.size <= 800
 
 
+def test_a_fit_at_a_lower_rate_is_held_by_its_own_highest_one():
+    policy = LossPolicy(100, 10, 1000)
+    sizes(policy, losses_seen([2.0] * 10, [0.1] * 10))
+    policy.begin_fit()
+    sizes(policy, losses_seen([1.0] * 40, [0.01] * 40))
+    assert 800 / 1.4 <= policy.size <= 800
+
+
+def test_rates_of_before_count_and_its_first_window_is_full_once():
+    policy = LossPolicy(100, 10, 1000, window=3)
+    wants = []
+    for _ in range(5):
+        wants.append(policy.refer(0.1))
+        if wants[-1]:
+            policy.update(replace(INSIDE, model_metric=2.0))
+    assert wants == [True] * 3 + [False] * 2
+    sizes(policy, losses_seen([1.0] * 20, [0.05] * 20))
+    assert 200 / 1.4 <= policy.size <= 200  # of eight times the size a quarter
+
+
 @pytest.mark.parametrize("loss", [0.0, -3.0, math.nan, math.inf])
 def test_loss_policy_stays_where_the_loss_says_nothing(loss):
     assert set(sizes(LossPolicy(100, 10, 1000), losses_seen([loss] * 50))) == {100}

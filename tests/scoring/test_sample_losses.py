@@ -88,3 +88,17 @@ def test_class_weights_are_seen_in_the_mean():
     outputs, target = data()
     losses = sample_losses(lambda o, b: F.cross_entropy(o, b[1], weight), outputs, [None, target], B)
     assert abs(losses.mean() - F.cross_entropy(outputs, target, weight)) > 0.01
+
+
+@pytest.mark.parametrize("what", ["outputs", "target"])
+def test_a_loss_that_works_in_place_is_tried_on_copies_and_gives_none(what):
+    def in_place(outputs, batch):
+        return F.cross_entropy(
+            *((outputs.mul_(2), batch[1]) if what == "outputs" else (outputs, batch[1].sub_(1).abs()))
+        )
+
+    outputs, target = data()
+    before = outputs.detach().clone(), target.clone()
+    assert sample_losses(in_place, outputs, [None, target], B, trial=True) is None
+    assert torch.equal(outputs, before[0])
+    assert torch.equal(target, before[1])

@@ -1,20 +1,23 @@
 """One small training run in a Composer Trainer, an Ignite trainer and a plain loop, each told as a :class:`Record`.
 
-What a loop needs to go on in mid-pass is saved as its users would save it: by Composer's checkpoints, Ignite's
-``Checkpoint.load_objects``, and a dictionary of states.
+What a loop needs to go on in mid-pass, or at a pass's end, is saved as its users would save it: by Composer's
+checkpoints, Ignite's ``Checkpoint.load_objects``, and a dictionary of states; with the global random streams.
 """
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from composer import Trainer
+from composer import Callback, DataSpec, Event, Trainer
 from composer.loggers import LoggerDestination
 from composer.models import ComposerClassifier
 from ignite.engine import Events, create_supervised_trainer
 from ignite.handlers import Checkpoint
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from composer_edba import EDBA
 from composer_edba.ignite import EDBAHandler
@@ -38,6 +41,7 @@ class Task:
         decay: what a schedule multiplies the learning rate by after every step.
         workers: of the loader.
         drop_last: whether the loader leaves out a smaller last batch.
+        few_batches: batches that an epoch is cut off after, in a Trainer alone; None: none.
     """
 
     shuffle: bool = False
@@ -45,16 +49,27 @@ class Task:
     decay: float = 1.0
     workers: int = 0
     drop_last: bool = False
+    few_batches: int | None = None
 
     def parts(self) -> tuple[nn.Module, torch.optim.Optimizer, Any, Any]:
         """Model, optimizer, learning-rate schedule and loader, new and always the same."""
         model = net(dropout=self.dropout)
         optimizer = sgd(model)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.decay**step)
+        return model, optimizer, schedule, self.loader()
+
+    def loader(self) -> DataLoader:
+        """What the batches come from."""
         order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(11)).tolist()
         drawn = {"shuffle": True} if self.shuffle else {"shuffle": False, "sampler": order}
-        data = loader(SAMPLES, BATCH, num_workers=self.workers, drop_last=self.drop_last, **drawn)
-        return model, optimizer, schedule, data
+        return loader(SAMPLES, BATCH, num_workers=self.workers, drop_last=self.drop_last, **drawn)
+
+    def duration(self, passes: int) -> str:
+        """That many passes, for a Trainer."""
+        return f"{passes}ep"
+
+    def begin_pass(self, sampler: Any, number: int) -> None:
+        """What the user tells the loader's sampler before pass ``number``, from 0: nothing."""
 
 
 @dataclass
@@ -62,7 +77,8 @@ class Record:
     """What a run did.
 
     Attributes:
-        steps: for each step ``pass`` (its number from 0), ``indices`` (of the data set, in the order of training) and
+        steps: for each step ``pass`` (its number from 0), ``delivered`` (data-set indices of the loader's batch),
+            ``indices`` (of those trained on, in their order), ``last_selection`` (EDBA's: pool and subset, or None) and
             ``figures`` (EDBA's, by name).
         weights: the network's parameters and buffers at the end.
         state: file to resume from; None if the run was not stopped.
@@ -73,36 +89,94 @@ class Record:
     state: Path | None
 
 
-def _step(number: int, inputs: Tensor, figures: dict[str, float]) -> dict[str, Any]:
+def _indices(inputs: Tensor) -> list[int]:
+    return inputs[:, 0].long().tolist()
+
+
+def _step(number: int, delivered: list[int], inputs: Tensor, last: Any, figures: dict[str, float]) -> dict[str, Any]:
     told = {name: value for name, value in figures.items() if name not in _OUTSIDE}
-    return {"pass": number, "indices": inputs[:, 0].long().tolist(), "figures": told}
+    chosen = None if last is None else [part.tolist() for part in last]
+    step = {"pass": number, "delivered": delivered, "indices": _indices(inputs)}
+    return {**step, "last_selection": chosen, "figures": told}
 
 
-def _begin_stream(seed: int, resume_from: Path | None) -> None:
-    """Have torch's global stream begin at ``seed``; in a process that resumes it is elsewhere until it is restored."""
-    torch.manual_seed(seed if resume_from is None else seed + 1)
+def _begin_streams(seed: int, resume_from: Path | None) -> None:
+    """Have the global streams begin at ``seed``; in a process that resumes they are elsewhere until restored."""
+    begin = seed if resume_from is None else seed + 1
+    torch.manual_seed(begin)
+    np.random.seed(begin)
+    random.seed(begin)
+
+
+class _RandomState:
+    """The global streams of torch, numpy and Python as a part of a checkpoint of plain values."""
+
+    def state_dict(self):
+        return {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": _plain(np.random.get_state())}
+
+    def load_state_dict(self, state):
+        torch.set_rng_state(state["torch"])
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+
+
+def _restored(sampler: Any) -> dict[str, Any]:
+    """What else a careful user saves: the random streams, and the sampler's own state if it has any."""
+    own = {"sampler": sampler} if hasattr(sampler, "state_dict") else {}
+    return {**own, "random": _RandomState()}
+
+
+def _plain(state: Any) -> tuple[Any, ...]:
+    return tuple(part.tolist() if isinstance(part, np.ndarray) else part for part in state)
 
 
 class _Recorder(LoggerDestination):
-    """Writes down a Trainer's steps, and stops it after ``stop_after`` of them."""
+    """Writes down a Trainer's steps, and stops it after ``stop_after`` of them or at the end of their pass."""
 
-    def __init__(self, stop_after: int | None):
+    def __init__(self, edba: EDBA, stop_after: int | None, at_pass_end: bool):
+        self.edba, self.stop_after, self.at_pass_end = edba, stop_after, at_pass_end
         self.steps: list[dict[str, Any]] = []
         self.figures: dict[str, float] = {}
-        self.stop_after = stop_after
+
+    def see(self, batch):
+        """As the Trainer's transform of whole batches, which sees what the loader gave."""
+        self.delivered = _indices(batch[0])
+        return batch
 
     def log_metrics(self, metrics, step=None):
         self.figures |= {name.removeprefix("edba/"): x for name, x in metrics.items() if name.startswith("edba/")}
 
     def batch_start(self, state, logger):
-        self.inputs = state.batch[0]
+        self.inputs, self.last = state.batch[0], self.edba.last_selection
         self.number = int(state.timestamp.epoch)
 
     def batch_end(self, state, logger):
-        self.steps.append(_step(self.number, self.inputs, self.figures))
+        self.steps.append(_step(self.number, self.delivered, self.inputs, self.last, self.figures))
         self.figures = {}
-        if int(state.timestamp.batch) == self.stop_after:
+        if not self.at_pass_end and int(state.timestamp.batch) == self.stop_after:
             state.stop_training()
+
+    def epoch_end(self, state, logger):
+        if self.at_pass_end and int(state.timestamp.batch) == self.stop_after:
+            state.stop_training()
+
+    def is_time_to_save(self, state, event):
+        """As the ``save_interval`` of a Trainer."""
+        moment = Event.EPOCH_CHECKPOINT if self.at_pass_end else Event.BATCH_CHECKPOINT
+        return event == moment and int(state.timestamp.batch) == self.stop_after
+
+
+class _Epochs(Callback):
+    """Tells the sampler about the pass that begins, or that is gone on with."""
+
+    def __init__(self, task: Task, sampler: Any):
+        self.task, self.sampler = task, sampler
+
+    def after_load(self, state, logger):
+        self.task.begin_pass(self.sampler, int(state.timestamp.epoch))
+
+    def epoch_start(self, state, logger):
+        self.task.begin_pass(self.sampler, int(state.timestamp.epoch))
 
 
 def run_composer(
@@ -112,6 +186,7 @@ def run_composer(
     *,
     seed: int = SEED,
     stop_after: int | None = None,
+    at_pass_end: bool = False,
     save_to: Path | None = None,
     resume_from: Path | None = None,
 ) -> Record:
@@ -122,45 +197,39 @@ def run_composer(
         passes: over the data, from the beginning of the run.
         task: what to train.
         seed: of the run: EDBA's candidates, and torch's global stream.
-        stop_after: stop after this many steps, inside of a pass, and save all that a resumed run needs.
+        stop_after: stop after this many steps of the whole run, and save all that a resumed run needs.
+        at_pass_end: the last of these ends a pass: stop when the loop has taken notice of that.
         save_to: file to save it in.
         resume_from: file to begin with.
     """
     model, optimizer, schedule, data = task.parts()
     arguments = dict(settings)
     edba = EDBA.paper(**arguments) if arguments.pop("preset", "default") == "paper" else EDBA(**arguments)
-    recorder = _Recorder(stop_after)
+    recorder = _Recorder(edba, stop_after, at_pass_end)
     saving: dict[str, Any] = {}
     if save_to is not None:
-        saving = {"save_folder": str(save_to.parent), "save_filename": save_to.name, "save_interval": f"{stop_after}ba"}
+        saving = {"save_folder": str(save_to.parent), "save_filename": save_to.name}
+        saving["save_interval"] = recorder.is_time_to_save
     trainer = Trainer(
         model=ComposerClassifier(model, num_classes=CLASSES, loss_fn=LOSS),
-        train_dataloader=data,
-        max_duration=f"{passes}ep",
+        train_dataloader=DataSpec(data, batch_transforms=recorder.see),
+        train_subset_num_batches=-1 if task.few_batches is None else task.few_batches,
+        max_duration=task.duration(passes),
         algorithms=[edba],
         optimizers=optimizer,
         schedulers=schedule,
         step_schedulers_every_batch=True,
         loggers=[recorder],
+        callbacks=[_Epochs(task, data.sampler)],
         progress_bar=False,
         device="cpu",
         seed=seed,
         load_path=None if resume_from is None else str(resume_from),
         **saving,
     )
-    _begin_stream(seed, resume_from)
+    _begin_streams(seed, resume_from)
     trainer.fit()
     return Record(recorder.steps, model.state_dict(), save_to)
-
-
-class _RandomState:
-    """torch's global stream as a part of an Ignite checkpoint."""
-
-    def state_dict(self):
-        return {"torch": torch.get_rng_state()}
-
-    def load_state_dict(self, state):
-        torch.set_rng_state(state["torch"])
 
 
 def run_ignite(
@@ -170,6 +239,7 @@ def run_ignite(
     *,
     seed: int = SEED,
     stop_after: int | None = None,
+    at_pass_end: bool = False,
     save_to: Path | None = None,
     resume_from: Path | None = None,
 ) -> Record:
@@ -177,20 +247,39 @@ def run_ignite(
     model, optimizer, schedule, data = task.parts()
     trainer = create_supervised_trainer(model, optimizer, LOSS)
     edba = EDBAHandler(model, LOSS, optimizer, seed=seed, **settings)
+    delivered: list[int] = []
+
+    @trainer.on(Events.EPOCH_STARTED)
+    def _begins(engine):
+        task.begin_pass(data.sampler, engine.state.epoch - 1)
+
+    @trainer.on(Events.GET_BATCH_COMPLETED)
+    def _delivered(engine):
+        delivered[:] = _indices(engine.state.batch[0])
+
     edba.attach(trainer, data)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "edba": edba, "trainer": trainer}
-    parts["random"] = _RandomState()
+    parts |= _restored(data.sampler)
     steps: list[dict[str, Any]] = []
+
+    def stop():
+        torch.save({name: part.state_dict() for name, part in parts.items()}, save_to)
+        trainer.terminate()
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def _completed(engine):
         schedule.step()
-        steps.append(_step(engine.state.epoch - 1, engine.state.batch[0], engine.state.edba))
-        if engine.state.iteration == stop_after:
-            torch.save({name: part.state_dict() for name, part in parts.items()}, save_to)
-            engine.terminate()
+        state, last = engine.state, edba._loop.engine.last_selection
+        steps.append(_step(state.epoch - 1, list(delivered), state.batch[0], last, state.edba))
+        if not at_pass_end and state.iteration == stop_after:
+            stop()
 
-    _begin_stream(seed, resume_from)
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def _pass_completed(engine):
+        if at_pass_end and engine.state.iteration == stop_after:
+            stop()
+
+    _begin_streams(seed, resume_from)
     if resume_from is not None:
         Checkpoint.load_objects(parts, torch.load(resume_from, weights_only=True))
     trainer.run(data, max_epochs=passes)
@@ -204,6 +293,7 @@ def run_plain(
     *,
     seed: int = SEED,
     stop_after: int | None = None,
+    at_pass_end: bool = False,
     save_to: Path | None = None,
     resume_from: Path | None = None,
 ) -> Record:
@@ -211,27 +301,43 @@ def run_plain(
     model, optimizer, schedule, data = task.parts()
     subsets = SubsetLoader(data, model, LOSS, optimizer=optimizer, seed=seed, **settings)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "subsets": subsets}
+    parts |= _restored(data.sampler)
     steps: list[dict[str, Any]] = []
+    delivered: list[int] = []
+    choose = subsets._loop.choose
+
+    def see(pool):
+        delivered[:] = _indices(pool[0])
+        return choose(pool)
+
+    subsets._loop.choose = see
     first, done = 0, 0
-    _begin_stream(seed, resume_from)
+    _begin_streams(seed, resume_from)
     if resume_from is not None:
         saved = torch.load(resume_from, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         first, done = saved["pass"], saved["done"]
-        torch.set_rng_state(saved["random"])
+
+    def record(number: int) -> Record:
+        state = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({**state, "pass": number, "done": done}, save_to)
+        return Record(steps, model.state_dict(), save_to)
+
     for number in range(first, passes):
+        task.begin_pass(subsets.sampler, number)
         for inputs, target in subsets:
             optimizer.zero_grad()
             LOSS(model(inputs), target).backward()
             optimizer.step()
             schedule.step()
-            steps.append(_step(number, inputs, subsets.figures))
+            last = subsets._loop.engine.last_selection
+            steps.append(_step(number, list(delivered), inputs, last, subsets.figures))
             done += 1
-            if done == stop_after:
-                state = {name: part.state_dict() for name, part in parts.items()}
-                torch.save({**state, "pass": number, "done": done, "random": torch.get_rng_state()}, save_to)
-                return Record(steps, model.state_dict(), save_to)
+            if not at_pass_end and done == stop_after:
+                return record(number)
+        if at_pass_end and done == stop_after:
+            return record(number + 1)
     return Record(steps, model.state_dict(), save_to)
 
 

@@ -58,23 +58,31 @@ def test_a_small_share_has_a_decimal():
     ("settings", "expected"),
     [
         ({"batch_size_policy": "fixed"}, "batch 25 throughout, because batch_size_policy is fixed"),
-        ({}, "batch 25 throughout, because 'loss' needs more than 10 scored batches to change it"),
+        ({}, "batch 25 throughout, because batch_size_policy is fixed"),
         (
-            {"policy_options": {"window": 2}, "interval": 4},
+            {"batch_size_policy": "loss"},
+            "batch 25 throughout, because 'loss' needs more than 10 scored batches to change it",
+        ),
+        (
+            {"batch_size_policy": "loss", "policy_options": {"window": 2}, "interval": 4},
             "batch 25 throughout, because 'loss' needs more than 2 scored batches to change it",
         ),
         (
-            {"policy_options": {"window": 1, "tolerance": 1e9}},
+            {"batch_size_policy": "loss", "policy_options": {"window": 1, "tolerance": 1e9}},
             "batch 25 throughout, because the size that its rule wanted stayed within the tolerance",
         ),
         (
-            {"policy_options": {"window": 1, "tolerance": 1.001}, "max_batch_size": 25},
+            {
+                "batch_size_policy": "loss",
+                "policy_options": {"window": 1, "tolerance": 1.001},
+                "max_batch_size": 25,
+            },
             "batch 25 throughout, because max_batch_size is 25",
         ),
         ({"batch_size_policy": Sizes(25, 50)}, "batch 25 -> 50"),
         ({"batch_size_policy": Sizes(25, 50, 25)}, "batch 25 -> 25, between 25 and 50"),
     ],
-    ids=["fixed", "few", "few-of-its-own", "tolerance", "bound", "grown", "there-and-back"],
+    ids=["fixed", "default", "few", "few-of-its-own", "tolerance", "bound", "grown", "there-and-back"],
 )
 def test_it_says_how_the_batch_moved_or_why_it_did_not(settings, expected):
     assert verdict(**settings).partition("; ")[2] == expected
@@ -110,7 +118,7 @@ def test_a_loss_that_is_never_finite_is_the_reason():
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"start": 0.5, "max_duration": "1ep"}, "interval=1, start=0.5 let none of the 4 batches be scored"),
+        ({"start": 0.9, "max_duration": "1ep"}, "interval=1, start=0.9 let none of the 4 batches be scored"),
         (
             {"interval": 3, "interrupt": 4, "max_duration": "4ba", "start": 0.6},
             "interval=3, interrupt=4, start=0.6 let",

@@ -134,7 +134,13 @@ def test_a_run_is_the_same_when_done_again():
 
 
 def test_defaults_of_edba_belong_to_a_configuration_and_the_papers_do_not_change(monkeypatch):
-    default, paper = configuration_hash(spec("edba")), configuration_hash(spec("edba_paper"))
+    default, loss, paper = (configuration_hash(spec(arm)) for arm in ("edba_default", "edba", "edba_paper"))
+    assert default == configuration_hash(spec("edba_fixed")), "what is not said is hashed too"
+    rule = dataclasses.replace(SETTINGS["batch_size_policy"], default="loss")
+    with monkeypatch.context() as patch:
+        patch.setitem(SETTINGS, "batch_size_policy", rule)
+        assert configuration_hash(spec("edba_default")) == loss == configuration_hash(spec("edba"))
     monkeypatch.setitem(SETTINGS, "interval", dataclasses.replace(SETTINGS["interval"], default=7))
-    assert configuration_hash(spec("edba")) != default
+    assert configuration_hash(spec("edba_default")) != default
+    assert configuration_hash(spec("edba")) != loss
     assert configuration_hash(spec("edba_paper")) == paper

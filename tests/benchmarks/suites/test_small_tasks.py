@@ -22,6 +22,11 @@ def spec(cell, arm="plain", seed=0):
     return found
 
 
+def spec_of(suite, cell, changes):
+    (found,) = planned_runs(suite, "cpu", cells=[cell], arms=["plain"], seeds=[0])
+    return dataclasses.replace(found, overrides={**found.overrides, **changes})
+
+
 @pytest.fixture(scope="module")
 def wine_and_diabetes(tmp_path_factory):
     """A line each of two tasks and all arms."""
@@ -147,6 +152,38 @@ def test_r2_is_shown_as_it_is(tmp_path):
     assert "| EDBA | better | +0.100 [+0.100, +0.100] |" in text
 
 
+def test_less_of_a_loss_is_better(tmp_path):
+    records = [line("plain", seed, 0.4 + 0.1 * seed, "mse_adam", "loss") for seed in range(2)]
+    records += [line("edba_default", seed, 0.3 + 0.1 * seed, "mse_adam", "loss") for seed in range(2)]
+    records += [line("edba_loss", seed, 0.6 + 0.1 * seed, "mse_adam", "loss") for seed in range(2)]
+    text = table(records, tmp_path)
+    assert "| test loss, last epoch | mse_adam |" in text
+    assert "| EDBA's defaults | 0.350 ± 0.071 |" in text
+    assert "| mse_adam | EDBA's defaults - plain | better | -0.100 [-0.100, -0.100] |" in text
+    assert "| EDBA, batch by the loss | worse | +0.200 [+0.200, +0.200] |" in text
+
+
+def test_a_task_by_its_loss_is_scored_by_what_it_trains_on():
+    """The network's own loss of the held-out samples, whatever batches they came in."""
+    fast = spec_of("defaults", "nll_adam", {"trainer.max_duration": "1ep", "data.eval_batch_size": 100})
+    record = execute(fast)
+    assert (record["train_size"], record["test_size"]) == (4096, 1024)
+    (last,) = record["evaluations"]
+    assert last["updates"] == 128
+    whole = execute(dataclasses.replace(fast, overrides={**fast.overrides, "data.eval_batch_size": 1024}))
+    assert last["test_loss"] == pytest.approx(whole["evaluations"][0]["test_loss"], abs=1e-5)
+    assert last["test_loss"] < 0.4  # 0.5 for the mean and the variance of all
+
+
+@pytest.mark.slow
+def test_its_suite_tells_of_the_loss(tmp_path, capsys):
+    output = tmp_path / "defaults.jsonl"
+    arm = ["--cells", "mse_adam", "--seeds", "0", "--arms", "plain@trainer.max_duration=1ep"]
+    assert main(["time-to-accuracy", "defaults", "--output", str(output), *arm]) == 0
+    (record,) = read_records(output)
+    assert f"test loss {record['evaluations'][-1]['test_loss']}, 128 updates" in capsys.readouterr().out
+
+
 def test_table_tells_of_diverged_runs(tmp_path):
     lines = [line("plain", 0, 0.5), line("plain", 1, None), line("edba", 0, 0.5), line("edba", 1, 0.6)]
     text = table(lines, tmp_path)
@@ -167,7 +204,9 @@ def test_splits(name):
     assert torch.equal(train.inputs, again.inputs)
     assert not torch.equal(train.inputs, other.inputs)
     assert len(test) == pytest.approx(len(train) / 4, abs=1)
-    if task.metric == "accuracy":
+    classifies = train.targets.ndim == 1
+    assert classifies or task.metric != "accuracy"
+    if classifies:
         shares = [np.bincount(part.targets) / len(part) for part in (train, test)]
         assert np.abs(shares[0] - shares[1]).max() < 0.02
     else:
@@ -175,11 +214,13 @@ def test_splits(name):
     if name in ("wine", "breast_cancer", "diabetes"):
         torch.testing.assert_close(train.inputs.std(0, correction=0), torch.ones(train.inputs.shape[1]))
     outputs = task.build(train.inputs, 10)([train.inputs[:5], train.targets[:5]])
-    assert outputs.shape == (5, 10 if task.metric == "accuracy" else 1)
+    assert outputs.shape == (5, 10 if classifies else 2 if name == "nll" else 1)
 
 
 def test_every_task_is_a_cell():
-    assert list(SUITES["tasks"].sizes["cpu"]) == list(TASKS)
+    generated = [name for name, task in TASKS.items() if task.metric == "loss"]
+    assert list(SUITES["tasks"].sizes["cpu"]) == [name for name in TASKS if name not in generated]
+    assert list(SUITES["defaults"].sizes["cpu"]) == [f"{name}_{by}" for name in generated for by in ("adam", "sgd")]
     assert f"which of {len(PACKAGES)} packages" in SUITES["tasks"].sizes["cpu"]["text"].title
 
 

@@ -31,7 +31,7 @@ def test_channels_last_is_kept(limit):
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
     )
     model = Formats(net, num_classes=CLASSES)
-    model.seen = []
+    Formats.seen = []  # of the class: attributes of a module are put back after scoring
     data = TensorDataset(torch.randn(128, 3, 8, 8), torch.randint(CLASSES, (128,)))
     # EDBA takes the batch as the loader's device transforms leave it.
     spec = DataSpec(DataLoader(data, batch_size=32, shuffle=True), batch_transforms=to_channels_last)

@@ -1,5 +1,6 @@
 """Several ranks choose one subset together: real processes, gloo, through the composer launcher."""
 
+import json
 import os
 import subprocess
 import sys
@@ -54,6 +55,15 @@ def test_sequences_may_be_longer_on_one_rank_than_on_another(tmp_path):
         gathered = torch.load(tmp_path / f"gathered{rank}.pt")
         torch.testing.assert_close(gathered["products"], gradients @ gradients.T, rtol=1e-4, atol=1e-4)
         assert float(gathered["metric"]) == pytest.approx((5 * 1 + 4 * 2) / 9)
+
+
+@pytest.mark.slow
+def test_resumed_at_any_batch_each_rank_goes_on_as_it_was(tmp_path):
+    launch("resume_run", 2, tmp_path)
+    for rank in (0, 1):
+        for name, told in json.loads((tmp_path / f"resumed{rank}.json").read_text()).items():
+            assert told["steps"] >= 4, name
+            assert told["differ"] == [], (name, rank)
 
 
 def test_all_ranks_agree(runs):
