@@ -32,6 +32,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
     Attributes:
         drawn: sizes asked for in this pass so far, the prefetch queue included; a new list in each pass.
         least_length: ``len()`` gives at least this many batches.
+        agree: ``agree(own)`` gives the length of a pass, from ``own()``, which opens this rank's; None: its own.
         draw: ``draw(size, own)`` gives the indices of a batch, of up to ``size``, from ``own()``; None: all of these.
         choose: ``choose(number, indices)`` gives the indices to load of those drawn for batch ``number``; None: all.
         order: what decides the order of its passes.
@@ -41,9 +42,11 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self.sampler = sampler
         self.batch_size = self._first_size = batch_size
         self.drop_last, self.least_length = drop_last, 0
+        self.agree: Callable[[Callable[[], int | None]], int | None] | None = None
         self.draw: Callable[[int, Callable[[], Iterable[int]]], list[int]] | None = None
         self.choose: Callable[[int, list[int]], list[int]] | None = None
         self.order = PassOrder(sampler)
+        self._source: Iterator[int] = iter(())  # the present pass's indices
         self._replay: Sequence[int] = ()  # sizes of an interrupted pass, which its first batches have once more
         self._begin()
 
@@ -65,8 +68,13 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self.order.begin()  # at once: a DataLoader's iterator draws its workers' seed before it asks for indices
         return self._batches()
 
+    def _open(self) -> int | None:
+        self._source = self.order.indices()
+        return self.total
+
     def _batches(self) -> Iterator[list[int]]:
-        indices, total = self.order.indices(), self.total
+        total = self._open() if self.agree is None else self.agree(self._open)
+        indices = self._source
         while total is None or self._seen < total:
             number = len(self.drawn)
             asked = int(self._replay[number] if number < len(self._replay) else self.batch_size)

@@ -105,7 +105,7 @@ class RememberedScores:
             self.cache = ScoreCache(len(dataset))
         self._dataset, self._sampler, self._device = dataset, sampler, device
         self._replay, self._skipped, self._passes_to_spin = {}, skipped, spun
-        sampler.choose, sampler.draw = self._choose, self._draw
+        sampler.agree, sampler.draw, sampler.choose = self._agree, self._draw, self._choose
 
     def unhook(self) -> None:
         """Leave no hook on the model until the next step that records."""
@@ -115,7 +115,7 @@ class RememberedScores:
         """Leave the sampler and the model as they were."""
         self._training.unwatch()
         if self._sampler is not None:
-            self._sampler.choose = self._sampler.draw = None
+            self._sampler.agree = self._sampler.draw = self._sampler.choose = None
 
     def state_dict(self) -> dict[str, Any]:
         """What is known, and what was chosen in this pass and not yet trained on: plain values and bytes."""
@@ -147,6 +147,12 @@ class RememberedScores:
             self._replay[number] = (mask, *queue.get(number, ({}, 0.0)))
 
     # ---- choosing, inside of the loader's iterator
+
+    def _agree(self, own: Callable[[], int | None]) -> int | None:
+        """The length of a pass: if a rank's sampler gives less than it said, all ranks' passes end with it."""
+        with Attempt(1) as mine:
+            mine.numbers = [own() or 0]
+        return min(mine.exchange(self._device)[0])
 
     def _draw(self, size: int, own: Callable[[], Iterable[int]]) -> list[int]:
         """A pool of at most ``size``, with those of the other ranks, which advance their samplers in step.
