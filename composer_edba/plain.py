@@ -117,7 +117,7 @@ class SubsetLoader:
         """What a resumed run needs to go on, as plain values. The global random streams are the caller's.
 
         Saved inside of the loop over a pass, what is left of the pass comes next; saved after it, however it was left,
-        a new pass.
+        a new pass. It suffices; torchdata's StatefulDataLoader skips by itself if its own state is loaded too.
         """
         return self._loop.state_dict()
 

@@ -62,7 +62,9 @@ whole = cache(run)
 @pytest.mark.parametrize("loop", ["ignite", "plain"])
 @pytest.mark.parametrize("both", [False, True], ids=["ours", "both"])
 @pytest.mark.parametrize("at_pass_end", [False, True], ids=["in mid-pass", "at a pass's end"])
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (task.workers > 0)) for name, task in TASKS.items()]
+)
 def test_resumed_it_is_the_uninterrupted_run(tmp_path, name, at_pass_end, both, loop):
     expected = whole(loop, TASKS[name])
     passes = [step["pass"] for step in expected.steps]
