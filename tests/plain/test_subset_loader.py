@@ -209,3 +209,16 @@ def test_loaders_that_cannot_be_resized_or_are_empty():
         SubsetLoader(loader(size=10, drop_last=True), model, LOSS, preset="paper")
     with pytest.raises(TypeError, match="unknown argument 'start'"):
         SubsetLoader(loader(), model, LOSS, preset="paper", start=0.5)
+
+
+@pytest.mark.parametrize(("scoring", "forwards"), [("forward", 1), ("cached", 0)])
+def test_the_last_layer_is_looked_for_once(scoring, forwards):
+    model, calls = net(), []
+    model.register_forward_hook(lambda module, args, output: calls.append(module.training and len(output) > 8))
+    subsets = SubsetLoader(loader(), model, LOSS, preset="paper", scoring=scoring, batch_size_policy="fixed")
+    counts = []
+    for x, y in subsets:
+        counts.append(len(calls))
+        calls.clear()
+        LOSS(model(x), y).backward()
+    assert [count - 1 for count in counts[1:]] == [forwards] * (len(counts) - 1)

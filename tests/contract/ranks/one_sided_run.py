@@ -1,7 +1,8 @@
 """Runs in which something happens on one rank of two: plain torch processes, all scenarios one after the other.
 
-Arguments: the folder to write to, the rank, and names of scenarios, none for all. A scenario in which the ranks wait
-for each other ends by the process group's time limit, and does not keep the next one from running.
+Arguments: the folder to write to, the rank, and names of scenarios, none for all. They share a process group, as after
+an error that all ranks raise they can: one in which the ranks wait for each other ends by the group's time limit, and
+so do those after it.
 """
 
 import sys
@@ -374,25 +375,20 @@ def dropped_samples_ignite(rank):
 # ---- all of them
 
 
-def run(name, folder, rank):
-    meeting = dist.FileStore(str(folder / f"{name}-meeting"), BOTH)
-    meeting.set(str(rank), "here")
-    meeting.wait([str(other) for other in range(BOTH)], timedelta(seconds=120))
-    store = dist.FileStore(str(folder / f"{name}-store"), BOTH)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=BOTH, timeout=timedelta(seconds=15))
+def run(name, rank):
     try:
         return SCENARIOS[name](rank)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
-    finally:
-        # A rank that outlives the other's end may abort in gloo's threads, and one that leaves first cuts it off.
-        meeting.set(f"end {rank}", "here")
-        meeting.wait([f"end {other}" for other in range(BOTH)], timedelta(seconds=120))
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    store = dist.FileStore(str(folder / "store"), BOTH)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=BOTH, timeout=timedelta(seconds=20))
     for name in sys.argv[3:] or SCENARIOS:
-        torch.save(run(name, folder, rank), folder / f"{name}{rank}.pt")
+        torch.save(run(name, rank), folder / f"{name}{rank}.pt")
+    # A rank that outlives the other's end may abort in gloo's threads when the interpreter takes them down.
+    dist.barrier()
+    dist.destroy_process_group()
