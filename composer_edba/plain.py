@@ -117,7 +117,8 @@ class SubsetLoader:
         """What a resumed run needs to go on, as plain values. The global random streams are the caller's.
 
         Saved inside of the loop over a pass, what is left of the pass comes next, after its last batch nothing; saved
-        after the loop, however it was left, a new pass.
+        after the loop, however it was left, a new pass. It suffices; torchdata's StatefulDataLoader skips by itself if
+        its own state is loaded too.
         """
         state = self._loop.state_dict()
         if self._iterating:

@@ -176,6 +176,7 @@ class EDBA(EventAlgorithm):
         self._length.open(state, logger)
 
     def _before_dataloader(self, state: State, logger: Logger) -> None:
+        self._length.resume(state)
         self._loop.note_elapsed(self._engine.part_of_pass)
         self._length.estimate(state, logger)
 

@@ -11,9 +11,10 @@ from typing import Any, cast
 import torch
 from composer.core import State, Time, TimeUnit
 from composer.loggers import Logger, ProgressBarLogger
-from composer.utils import dist
+from composer.utils import dist, reproducibility
 
 from composer_edba.composer.clock import DataClock
+from composer_edba.composer.running_trainer import running_trainer
 from composer_edba.loading.pools import Pools
 from composer_edba.loading.sampler import ResizableBatchSampler
 
@@ -36,6 +37,7 @@ class EpochLength:
     def ask_user(self, state: State) -> None:
         """Take in the user's train_subset_num_batches, before the loader is replaced: a length below the loader's."""
         self._subset_batches = None
+        self._pools.seeks = "train" in state.dataset_resumption
         # What this object wrote in an earlier fit is no wish of the user's.
         if state.dataloader_len is None or (self._manages and state.dataloader_len == self._written):
             return
@@ -63,6 +65,16 @@ class EpochLength:
             state._dataloader_len = None
 
     # ---- the events of an epoch
+
+    def resume(self, state: State) -> None:
+        """BEFORE_DATALOADER: in an interrupted epoch, what Composer leaves undone where a data set has its state."""
+        if int(state.timestamp.batch_in_epoch) == 0 or "train" not in state.dataset_resumption:
+            return
+        if self._pools.rewinds:  # the trainer is to skip, as with other data sets
+            del state.dataset_resumption["train"]
+        elif (trainer := running_trainer()) is not None and trainer._rng_state is not None:
+            reproducibility.load_rng_state(trainer._rng_state)
+            trainer._rng_state = None
 
     def open(self, state: State, logger: Logger) -> None:
         """EPOCH_START: no bound while the iterator is being made."""

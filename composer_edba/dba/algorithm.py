@@ -143,6 +143,7 @@ class DBA(EventAlgorithm):
         self._length.open(state, logger)
 
     def _before_dataloader(self, state: State, logger: Logger) -> None:
+        self._length.resume(state)
         self._length.estimate(state, logger)
 
     def _after_dataloader(self, state: State, logger: Logger) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import copy
 import itertools
+import sys
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,7 +25,7 @@ from torch.utils.data import (
 
 from composer_edba.loading.streams import preserved_random_streams
 
-__all__ = ["PassOrder", "length_of"]
+__all__ = ["PassOrder", "is_streaming", "length_of"]
 
 
 def length_of(sized: Any) -> int | None:
@@ -34,6 +36,11 @@ def length_of(sized: Any) -> int | None:
         return None
 
 
+def is_streaming(dataset: Any) -> bool:
+    """Whether it is a mosaicml-streaming StreamingDataset, which keeps an epoch and a position in it by itself."""
+    return isinstance(dataset, getattr(sys.modules.get("streaming"), "StreamingDataset", ()))
+
+
 class PassOrder:
     """The order in which one loader's passes draw their samples, on this rank.
 
@@ -41,7 +48,7 @@ class PassOrder:
     more indices than its length, where torch's would draw from a generator once more. To draw a pass again these are
     put back as it found them, and no global stream is: the generators that the user gave to the DataLoader and its
     sampler, the seed of a RandomSampler without one, the epoch of a DistributedSampler, the indices of any other
-    sampler that has a length, and the stream that the workers' seed comes from.
+    sampler that has a length, the epoch of a StreamingDataset, and the stream that the workers' seed comes from.
 
     Args:
         sampler: yields a pass's indices.
@@ -49,7 +56,9 @@ class PassOrder:
     """
 
     def __init__(self, sampler: Any, loader: Any = None):
-        self._sampler, self._loader = sampler, loader
+        self._sampler = sampler
+        # Weakly: a circle would keep workers alive until it is found.
+        self._loader_reference = (lambda: None) if loader is None else weakref.ref(loader)
         self._loader_generator = None if loader is None else loader.generator
         self._workers_stream = torch.Generator()  # of the seed of an interrupted pass's workers
         self._interrupted: Mapping[str, Any] | None = None
@@ -63,6 +72,10 @@ class PassOrder:
         self.draws_again = True
 
     # ---- a pass
+
+    @property
+    def _loader(self) -> Any:
+        return self._loader_reference()
 
     @property
     def length(self) -> int | None:
@@ -101,7 +114,7 @@ class PassOrder:
             self._noted = dict(saved)
         elif self._loader is not None:
             # With persistent workers only the first pass draws a seed.
-            self._noted["seeds"] = self._loader._iterator is None
+            self._noted["seeds"] = not self._loader.persistent_workers or self._loader._iterator is None
             if self._loader.num_workers > 0 or self.is_iterable:
                 stream = self._loader_generator or torch.default_generator
                 self._noted["stream"] = _packed(stream.get_state())
@@ -132,17 +145,21 @@ class PassOrder:
     # ---- an interrupted pass
 
     def state_dict(self) -> dict[str, Any]:
-        """What decides the present pass, as plain values and bytes."""
-        return dict(self._noted)
+        """What decides the present pass, as plain values and bytes; its first batch is there."""
+        streaming = self._loader is not None and is_streaming(self._loader.dataset)
+        return {**self._noted, "dataset": self._loader.dataset.state_dict(0, True)} if streaming else dict(self._noted)
 
-    def resume(self, state: Mapping[str, Any], over: int | None = None) -> None:
+    def resume(self, state: Mapping[str, Any], over: int | None = None, *, sought: bool = False) -> None:
         """Draw the pass of which :meth:`state_dict` told, at every :meth:`begin` until :meth:`forget_resumption`.
 
         Args:
             state: as given.
             over: None: the pass was interrupted. A number: it is over, this many of its indices were drawn, and the
                 next pass follows it.
+            sought: whether the data set itself goes on in mid-pass: it stays where it is.
         """
+        if sought:
+            state = {name: value for name, value in state.items() if name != "dataset"}
         if over is None:
             self._interrupted, self._over = state, None
         else:
@@ -192,6 +209,10 @@ class PassOrder:
             generator.set_state(_unpacked(state))
         if self._loader_generator is not None and saved.get("seeds"):
             _drawn_seed(self._loader_generator)
+        if (streamed := saved.get("dataset")) is not None and is_streaming(dataset := self._loader.dataset):
+            # It takes a state of an earlier epoch than its next one for an old one.
+            dataset.next_epoch = streamed["epoch"] + (saved is not self._interrupted)
+            dataset.load_state_dict({**streamed, "epoch": dataset.next_epoch})
 
 
 def _is_random(sampler: Any) -> bool:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from composer_edba.loading.distinct import DistinctSamples
-from composer_edba.loading.order import length_of
+from composer_edba.loading.order import is_streaming, length_of
 from composer_edba.loading.ranks import (
     Attempt,
     check_alike,
@@ -37,6 +37,9 @@ class Pools:
     uneven = False  # whether the ranks' passes differ in length
     taken = 0  # batches of the present pass that were trained on or skipped
     distinct: DistinctSamples | None = None  # the samples that were ever trained on; None if there are no indices
+    seeks = False  # whether the loop has the data set itself go on inside of an interrupted pass
+    rewinds = False  # whether that would give other samples, so that the data set begins the pass anew: to be skipped
+    _given: Any = None
     _loader: Any = None
     _seen = 0  # samples in the batches taken, where no sampler tells
     _pass: list[int] | None = None  # the sampler's list of the pass that `taken` counts in
@@ -61,6 +64,7 @@ class Pools:
             twin = resizable_copy(loader)
             mine.numbers = [twin is not None]
         check_alike(mine.exchange(device)[0], f"whether the batches of {self.loader_name} can be resized")
+        self._given = loader
         self.end_pass()
         if twin is None:
             self.sampler = self._loader = self.total = self.shortest = self.distinct = None
@@ -184,6 +188,8 @@ class Pools:
         checksum = self.sampler.checksum(self.taken)
         told = gather_objects((self.sampler.order.state_dict(), self._own_length, checksum))
         self._orders = [order for order, _, _ in told]
+        if hasattr(self._given, "next_iter_state"):  # torchdata's: its state_dict() is to tell of this pass
+            self._given._iterator = self._loader._iterator
         self._take_lengths([length for _, length, _ in told])
         known = saved is not None and self.taken > 0 and saved["checksum"] is not None
         if saved is not None and known and told[saved["rank"]][2] != saved["checksum"]:
@@ -195,7 +201,7 @@ class Pools:
 
     def end_pass(self) -> None:
         """Forget the present pass and what was to be resumed: the loader's next iterator begins another one."""
-        self._pass, self.taken, self._seen, self._resumed = None, 0, 0, False
+        self._pass, self.taken, self._seen, self._resumed, self.rewinds = None, 0, 0, False, False
         if self.sampler is not None:
             self.sampler.forget_resumption(begun=False)
 
@@ -260,19 +266,31 @@ class Pools:
                 "sampler and number of ranks, or from a checkpoint that was saved at an epoch's end"
             )
         if sampler is not None and began is not None:
-            sampler.resume(began["drawn"])
             self._take_lengths(began["lengths"])  # a sampler's may be others in each pass
-            sampler.order.resume(began["orders"][rank()])
+            redrawn = self._resume(taken, began["drawn"], began["orders"][rank()], self.seeks) or redrawn
         self._resumed, self.taken = True, taken if redrawn else 0
 
     def repeat(self, taken: int, size: int | None) -> None:
         """Have a pass drawn once more that no checkpoint tells of: in an earlier fit's sizes, or all of ``size``."""
         if self.sampler is None or size is None or taken == 0:
             return
-        self.sampler.resume(list(self.sampler.drawn) or [size] * taken)
-        if self._orders is not None:
-            self.sampler.order.resume(self._orders[rank()])
+        order = None if self._orders is None else self._orders[rank()]
+        self._resume(taken, list(self.sampler.drawn) or [size] * taken, order, self.seeks and order is None)
         self._resumed, self.taken = True, taken
+
+    def _resume(self, taken: int, drawn: list[int], order: Mapping[str, Any] | None, seeks: bool) -> bool:
+        """Have the pass drawn in the sizes ``drawn``; whether its first ``taken`` batches are known to be skipped."""
+        assert self.sampler is not None
+        dataset = self._loader.dataset
+        sought = seeks and isinstance(dataset, IterableDataset)
+        if sought and order is not None and is_streaming(dataset) and self._loader.num_workers > 0:
+            # Its workers were dealt samples in batches of its own size: other batches took no first part of the pass.
+            sought = set(drawn[:taken]) <= {dataset.batch_size}
+        self.rewinds = self.seeks and not sought and isinstance(dataset, IterableDataset)
+        self.sampler.resume(drawn, taken if sought else 0)
+        if order is not None:
+            self.sampler.order.resume(order, sought=sought)
+        return sought or self.rewinds
 
     def rest_of_pass(self, loader: Any) -> Any:
         """What to iterate over to go on inside of an interrupted pass: ``loader``, less what was taken before.
@@ -295,9 +313,19 @@ class _RestOfPass:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        if not self._pools._resumed or self._pools.taken == 0:
+        pools, given = self._pools, self._pools._given
+        if not pools._resumed or pools.taken == 0:
             return iter(self._loader)
-        sampler = self._pools.sampler
+        if getattr(given, "next_iter_state", None) is not None:  # torchdata's skips them by itself
+            self._loader.load_state_dict(given.next_iter_state)
+            given.next_iter_state, batches = None, iter(self._loader)
+            if batches._num_yielded != pools.taken:
+                raise ValueError(
+                    f"the state of {pools.loader_name} lies after batch {batches._num_yielded} of a pass, and that of "
+                    f"{pools.owner} after batch {pools.taken}: load states that were saved together"
+                )
+            return batches
+        sampler = pools.sampler
         stream = sampler.order.stream() if sampler is not None and sampler.order.is_iterable else None
         with preserved_random_streams():
             if stream is not None:  # by which the data set itself may have shuffled when the pass began

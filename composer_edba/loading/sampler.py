@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
-from composer_edba.loading.order import PassOrder
+from composer_edba.loading.order import PassOrder, is_streaming
 
 __all__ = ["ResizableBatchSampler", "check_indexed", "resizable_copy", "why_fixed"]
 
@@ -48,6 +48,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self.order = PassOrder(sampler)
         self._source: Iterator[int] = iter(())  # the present pass's indices
         self._replay: Sequence[int] = ()  # sizes of an interrupted pass, which its first batches have once more
+        self._skipped = 0  # so many of these are not yielded
         self._begin()
 
     def _begin(self) -> None:
@@ -89,8 +90,9 @@ class ResizableBatchSampler(Sampler[list[int]]):
             self._seen += len(batch)
             self._ends.append(self._seen)
             self._checksums.append(zlib.crc32(repr(batch).encode(), self._checksums[-1] if number else 0))
-            self._indices[number] = batch if self.choose is None else self.choose(number, batch)
-            yield self._indices[number]
+            if number >= self._skipped:
+                self._indices[number] = batch if self.choose is None else self.choose(number, batch)
+                yield self._indices[number]
         self._ended = True
 
     def _fitted(self, size: int, rest: int) -> int:
@@ -113,13 +115,16 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     # ---- an interrupted pass
 
-    def resume(self, drawn: Sequence[int]) -> None:
-        """Have passes begin with batches of the sizes ``drawn``, until :meth:`forget_resumption`."""
-        self._replay = list(drawn)
+    def resume(self, drawn: Sequence[int], skipped: int = 0) -> None:
+        """Have passes begin with batches of the sizes ``drawn``, until :meth:`forget_resumption`.
+
+        The first ``skipped`` are not yielded: a data set that goes on in mid-pass by itself has them behind it.
+        """
+        self._replay, self._skipped = list(drawn), skipped
 
     def forget_resumption(self, *, begun: bool = True) -> None:
         """The interrupted pass has been drawn again: the next one begins anew. For ``begun`` see PassOrder's."""
-        self._replay = ()
+        self._replay, self._skipped = (), 0
         self.order.forget_resumption(begun=begun)
 
     def checksum(self, taken: int) -> int | None:
@@ -155,8 +160,13 @@ def why_fixed(loader: Any) -> str | None:
         return f"a {type(loader).__name__} is no torch DataLoader"
     if loader.batch_sampler is None:
         return "it has batch_size=None"
-    if type(loader.batch_sampler) not in (BatchSampler, ResizableBatchSampler):
-        return f"it has a batch sampler of its own, {type(loader.batch_sampler).__name__}"
+    own = type(loader.batch_sampler)
+    stateful = own.__module__ == "torchdata.stateful_dataloader.sampler"
+    if own not in (BatchSampler, ResizableBatchSampler) and not stateful:
+        return f"it has a batch sampler of its own, {own.__name__}"
+    method = getattr(loader.dataset, "batching_method", "random")
+    if is_streaming(loader.dataset) and method != "random":
+        return f"its StreamingDataset makes up the batches, batching_method={method!r}"
     return None
 
 
@@ -175,6 +185,8 @@ def resizable_copy(loader: Any, batch_size: int | None = None) -> DataLoader | N
     sampler = ResizableBatchSampler(given.sampler, batch_size or given.batch_size, given.drop_last)
     twin.__dict__["batch_sampler"] = sampler
     twin.__dict__["_iterator"] = None  # persistent workers belong to the given loader
+    if hasattr(twin, "next_iter_state"):  # and so does what torchdata's loader was to resume
+        twin.next_iter_state, twin._initial_iter_for_state_dict = None, False
     sampler.order = PassOrder(given.sampler, twin)
     return twin
 

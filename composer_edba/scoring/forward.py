@@ -19,9 +19,10 @@ from composer_edba.loading.parts import balanced_parts
 from composer_edba.method.equation import gradient_inner_products
 from composer_edba.scoring.last_layer import check_last_layer, find_last_layer, named_last_layer, positions_last
 from composer_edba.scoring.memory import check_score_memory
+from composer_edba.scoring.sample_losses import mean_loss
 from composer_edba.scoring.side_effects import BatchNormStatistics, without_side_effects
 
-__all__ = ["PoolScores", "Scorer", "at_least_float32", "check_mean", "mean_loss"]
+__all__ = ["PoolScores", "Scorer", "at_least_float32", "check_mean"]
 
 Run = Callable[[Any], Any]  # a batch -> its loss
 
@@ -276,17 +277,3 @@ def check_mean(once: float, twice: float, size: int) -> None:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """``tensor`` in float64 if it is that, else in float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def mean_loss(value: Any) -> Tensor:
-    """The loss as one scalar: a tuple's sum, a dict's ``total``, as in Composer's trainer."""
-    if isinstance(value, dict):
-        value = value["total"] if "total" in value else tuple(value.values())
-    parts = value if isinstance(value, (tuple, list)) else (value,)
-    for part in parts:
-        if not isinstance(part, Tensor) or part.ndim != 0:
-            found = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"type {type(part).__name__}"
-            raise ValueError(
-                f"the loss has {found}: EDBA needs a scalar tensor, the mean over the samples (reduction='mean')"
-            )
-    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum()

@@ -1,4 +1,4 @@
-"""Each sample's own loss, from a loss that only gives the mean over a batch."""
+"""What a loss gives as one scalar, the mean over a batch, and each sample's own loss."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from composer_edba.scoring.forward import mean_loss
-
-__all__ = ["sample_losses"]
+__all__ = ["mean_loss", "sample_losses"]
 
 
 def sample_losses(
@@ -45,3 +43,17 @@ def sample_losses(
             return losses if versions == [tensor._version for tensor in tensors] else None
     except Exception:  # whatever a loss raises that was not written for this
         return None
+
+
+def mean_loss(value: Any) -> Tensor:
+    """The loss as one scalar: a tuple's sum, a dict's ``total``, as in Composer's trainer."""
+    if isinstance(value, dict):
+        value = value["total"] if "total" in value else tuple(value.values())
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    for part in parts:
+        if not isinstance(part, Tensor) or part.ndim != 0:
+            found = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"type {type(part).__name__}"
+            raise ValueError(
+                f"the loss has {found}: EDBA needs a scalar tensor, the mean over the samples (reduction='mean')"
+            )
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum()

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from composer_edba.scoring.forward import mean_loss
 from composer_edba.scoring.last_layer import single_position
-from composer_edba.scoring.sample_losses import sample_losses
+from composer_edba.scoring.sample_losses import mean_loss, sample_losses
 
 __all__ = ["TrainingScores"]
 

@@ -71,6 +71,10 @@ class Task:
     def begin_pass(self, sampler: Any, number: int) -> None:
         """What the user tells the loader's sampler before pass ``number``, from 0: nothing."""
 
+    def states(self, data: Any) -> dict[str, Any]:
+        """What has a state of its own in the loader ``data``, by name, which a careful user saves: a sampler."""
+        return {"sampler": data.sampler} if hasattr(data.sampler, "state_dict") else {}
+
 
 @dataclass
 class Record:
@@ -118,12 +122,6 @@ class _RandomState:
         torch.set_rng_state(state["torch"])
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
-
-
-def _restored(sampler: Any) -> dict[str, Any]:
-    """What else a careful user saves: the random streams, and the sampler's own state if it has any."""
-    own = {"sampler": sampler} if hasattr(sampler, "state_dict") else {}
-    return {**own, "random": _RandomState()}
 
 
 def _plain(state: Any) -> tuple[Any, ...]:
@@ -259,7 +257,7 @@ def run_ignite(
 
     edba.attach(trainer, data)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "edba": edba, "trainer": trainer}
-    parts |= _restored(data.sampler)
+    parts |= {**task.states(data), "random": _RandomState()}
     steps: list[dict[str, Any]] = []
 
     def stop():
@@ -301,7 +299,7 @@ def run_plain(
     model, optimizer, schedule, data = task.parts()
     subsets = SubsetLoader(data, model, LOSS, optimizer=optimizer, seed=seed, **settings)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "subsets": subsets}
-    parts |= _restored(data.sampler)
+    parts |= {**task.states(data), "random": _RandomState()}
     steps: list[dict[str, Any]] = []
     delivered: list[int] = []
     choose = subsets._loop.choose
