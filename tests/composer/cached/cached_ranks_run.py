@@ -62,7 +62,8 @@ def train(mode, folder):
     )
     run.fit()
     state = edba.state_dict()
-    del state["pools"]["pass"]["rng_state"]  # each rank's own
+    for name in ("rank", "checksum"):  # each rank's own
+        del state["pools"]["pass"][name]
     return {
         "steps": gradients.steps,
         "subsets": watch.subsets,
