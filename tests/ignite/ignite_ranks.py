@@ -39,12 +39,15 @@ def train(local_rank, folder, policy):
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
     trainer.run(data, max_epochs=8)
+    state = handler.state_dict()
+    for name in ("rank", "checksum"):  # each rank's own
+        (state["pools"]["pass"] or {}).pop(name, None)
     saved = {
         "steps": steps,
         "subsets": watch.subsets,
         "epochs": watch.epochs,
         "batch_size": handler.batch_size,
-        "state": handler.state_dict(),
+        "state": state,
         "weights": torch.cat([p.detach().flatten() for p in model.parameters()]),
     }
     torch.save(saved, Path(folder) / f"{policy}-rank{idist.get_rank()}.pt")
