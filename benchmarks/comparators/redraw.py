@@ -149,6 +149,8 @@ class RedrawOnResize(Algorithm):
 class _RedrawnSampler(Sampler[int]):
     """Passes over a subset that may be exchanged at any time, ``samples`` indices in each."""
 
+    drawn_lazily = True
+
     def __init__(self, total: int, samples: int):
         self.total = total
         self.samples = samples

@@ -75,18 +75,20 @@ def measure_trainer(
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     trained_on: list[int] = []
-    number = -2
+    number, interrupted = -2, 0
     while number < rounds:
         began = clock()
         for name, one in arms.items():
             steps = one.epoch()
             if name == "edba_cached":
                 sizes[:] = [size for size, _ in steps]
+            first = interrupted  # of the run's steps, by which interrupt goes
+            interrupted += len(steps) if name == "edba_interrupted" else 0
             if number < 0:
                 continue
             timed = steps[1:]
             if name == "edba_interrupted":
-                timed = [step for i, step in enumerate(steps) if i > 0 and (i + 1) % 2 == 0]
+                timed = [step for i, step in enumerate(steps) if i > 0 and (first + i + 1) % 2 == 0]
                 if any(size != pool for size, _ in timed):
                     raise RuntimeError("a step that interrupt=2 leaves out did not train on its whole pool")
             seconds[name].append(sum(taken for _, taken in timed) / len(timed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import itertools
 import sys
@@ -48,7 +49,8 @@ class PassOrder:
     more indices than its length, where torch's would draw from a generator once more. To draw a pass again these are
     put back as it found them, and no global stream is: the generators that the user gave to the DataLoader and its
     sampler, the seed of a RandomSampler without one, the epoch of a DistributedSampler, the indices of any other
-    sampler that has a length, the epoch of a StreamingDataset, and the stream that the workers' seed comes from.
+    sampler that has a length (unless its ``drawn_lazily`` is true: it may change in mid-pass), the epoch of a
+    StreamingDataset, and the stream that the workers' seed comes from.
 
     Args:
         sampler: yields a pass's indices.
@@ -56,7 +58,7 @@ class PassOrder:
     """
 
     def __init__(self, sampler: Any, loader: Any = None):
-        self._sampler = sampler
+        self.sampler = sampler
         # Weakly: a circle would keep workers alive until it is found.
         self._loader_reference = (lambda: None) if loader is None else weakref.ref(loader)
         self._loader_generator = None if loader is None else loader.generator
@@ -80,13 +82,13 @@ class PassOrder:
     @property
     def length(self) -> int | None:
         """Indices in the present pass, between passes in the next one; None if the sampler has no length."""
-        return length_of(self._sampler) if self._length is None else self._length
+        return length_of(self.sampler) if self._length is None else self._length
 
     @property
     def keeps_indices(self) -> bool:
         """Whether the indices themselves are noted."""
-        sampler = self._sampler
-        if length_of(sampler) is None or isinstance(sampler, Sequence):
+        sampler = self.sampler
+        if length_of(sampler) is None or isinstance(sampler, Sequence) or getattr(sampler, "drawn_lazily", False):
             return False
         own = type(sampler).__iter__
         if own in (SequentialSampler.__iter__, DistributedSampler.__iter__, RandomSampler.__iter__):
@@ -108,7 +110,7 @@ class PassOrder:
                 self._seed_workers(self._over[0])  # there were workers already
             if self._sampler_generator is not None:
                 with preserved_random_streams():
-                    collections.deque(itertools.islice(self._sampler, self._over[1]), maxlen=0)
+                    collections.deque(itertools.islice(self.sampler, self._over[1]), maxlen=0)
         self._noted = {"generators": [_packed(generator.get_state()) for generator in self._generators]}
         if saved is not None:
             self._noted = dict(saved)
@@ -118,17 +120,18 @@ class PassOrder:
             if self._loader.num_workers > 0 or self.is_iterable:
                 stream = self._loader_generator or torch.default_generator
                 self._noted["stream"] = _packed(stream.get_state())
-        if isinstance(self._sampler, DistributedSampler):
+        if isinstance(self.sampler, DistributedSampler):
             if saved is not None:
-                self._sampler.set_epoch(saved["epoch"])
-            self._noted["epoch"] = self._sampler.epoch
+                self.sampler.set_epoch(saved["epoch"])
+            self._noted["epoch"] = self.sampler.epoch
 
     def indices(self) -> Iterator[Any]:
         """The pass's indices, as many as the sampler's length; they are drawn from the streams now."""
-        sampler, saved, self._begun = self._sampler, self._interrupted, False
+        sampler, saved, self._begun = self.sampler, self._interrupted, False
         if self.keeps_indices:
-            if saved is None or self.draws_again:
-                drawn = list(itertools.islice(sampler, len(sampler)))
+            if saved is None or self.draws_again or self._sampler_generator is not None:
+                with contextlib.nullcontext() if saved is None or self.draws_again else preserved_random_streams():
+                    drawn = list(itertools.islice(sampler, len(sampler)))
             self._noted["indices"] = saved["indices"] if saved else _packed_indices(drawn)
             drawn = _unpacked_indices(self._noted["indices"])
             self._length = len(drawn)
@@ -188,7 +191,7 @@ class PassOrder:
 
     @property
     def _sampler_generator(self) -> torch.Generator | None:
-        generator = getattr(self._sampler, "generator", None)
+        generator = getattr(self.sampler, "generator", None)
         return generator if isinstance(generator, torch.Generator) else None
 
     @property

@@ -39,7 +39,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
     """
 
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool = False):
-        self.sampler = sampler
+        self.order = PassOrder(sampler)
         self.batch_size = self._first_size = batch_size
         self.drop_last, self.least_length = drop_last, 0
         self.agree: Callable[[Callable[[], int | None]], int | None] | None = None
@@ -58,6 +58,15 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self._checksums: list[int] = []  # of all indices drawn up to the end of each batch
         self._seen, self._left_out, self._ended = 0, 0, False
         self._resized = False  # whether a batch of this pass had another size than the first
+
+    @property
+    def sampler(self) -> Any:
+        """Yields a pass's indices."""
+        return self.order.sampler
+
+    @sampler.setter
+    def sampler(self, sampler: Any) -> None:
+        self.order.sampler = sampler
 
     @property
     def total(self) -> int | None:

@@ -1,6 +1,7 @@
 """EDBA in real Trainers: what it trains on, what it logs, and what it refuses."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -311,7 +312,7 @@ class Averaged(ComposerClassifier):
 def test_weights_that_ema_left_in_the_model_are_taken_out_before_scoring(tmp_path):
     model = classifier()
     model = Averaged(model.module, num_classes=CLASSES)
-    model.scored_with = []
+    Averaged.scored_with = []  # of the model's own attributes scoring would leave nothing
     trained_with = []
 
     class Note(Algorithm):
@@ -390,17 +391,16 @@ class LimitedMemory(ComposerClassifier):
     """Training forwards run out of memory above 20 samples."""
 
     fits = 20
-    failures = 0
-    largest_scored = 0
+    seen = SimpleNamespace(failures=0, largest_scored=0)  # of attributes scoring would leave nothing
 
     def forward(self, batch):
         samples = len(batch[0])
         if torch.is_grad_enabled():
             if samples > self.fits:
-                self.failures += 1
+                self.seen.failures += 1
                 raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        elif self.training is False:
-            self.largest_scored = max(self.largest_scored, samples)
+        else:
+            self.seen.largest_scored = max(self.seen.largest_scored, samples)
         return super().forward(batch)
 
 
@@ -411,14 +411,14 @@ def test_a_microbatch_halved_by_the_trainer_is_remembered():
     run.state.auto_microbatching = True  # the argument 'auto' is refused on a CPU
     run.fit()
     # 64 -> 32 -> 16 on the first batch, then never again.
-    assert model.failures == 2
+    assert model.seen.failures == 2
     assert max(watch.microbatches[1:]) <= 16
     edba = run.state.algorithms[-1]
     assert edba._microbatches.learned_limit == 16
-    model.largest_scored = 0
+    model.seen.largest_scored = 0
     run.fit(duration="1ep")
-    assert model.failures == 2
-    assert 2 <= model.largest_scored <= 16
+    assert model.seen.failures == 2
+    assert 2 <= model.seen.largest_scored <= 16
 
 
 # ---- loaders that cannot be resized
@@ -612,12 +612,13 @@ def test_nan_losses_train_on_the_whole_pool_are_counted_and_warned_of_once():
 
         def loss(self, outputs, batch):
             good = outputs.isfinite().all(1)
-            if not torch.is_grad_enabled() or not good.all():
-                outputs = torch.where(good.unsqueeze(1), outputs, outputs.detach() * 0) if self.training else outputs
+            if not good.all() and not self.scoring:
+                outputs = torch.where(good.unsqueeze(1), outputs, outputs.detach() * 0)
             return nn.functional.cross_entropy(outputs, batch[1])
 
         def forward(self, batch):
-            x = batch[0].nan_to_num(0, 0, 0) if self.training else batch[0]
+            self.scoring = not torch.is_grad_enabled()
+            x = batch[0] if self.scoring else batch[0].nan_to_num(0, 0, 0)
             return super().forward((x, batch[1]))
 
     model = Forgiving(classifier(dropout=0.0, batch_norm=False).module, num_classes=CLASSES)

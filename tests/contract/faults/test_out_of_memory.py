@@ -1,5 +1,7 @@
 """Out of memory in scoring, forward and backward, with the Trainer's automatic microbatch size: training goes on."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from composer import Algorithm, Event
@@ -26,15 +28,17 @@ class Limited(PointsClassifier):
 
     def __init__(self, where, fits, batch_norm=False):
         super().__init__(classifier(dropout=0.0, batch_norm=batch_norm).module, num_classes=CLASSES)
-        self.where, self.fits, self.failures, self.trained_at_once, self.scored_at_once = where, fits, 0, [], []
+        self.where, self.fits = where, fits
+        # Scoring puts attributes back, but not what is inside of them.
+        self.seen = SimpleNamespace(failures=0, trained_at_once=[], scored_at_once=[])
 
     def forward(self, batch):
         samples = len(batch[0])
         phase = "forward" if torch.is_grad_enabled() else "scoring"
-        (self.trained_at_once if phase == "forward" else self.scored_at_once).append(samples)
+        (self.seen.trained_at_once if phase == "forward" else self.seen.scored_at_once).append(samples)
         fails = samples > self.fits
         if fails and self.where in (phase, "backward") and (self.where != "backward" or phase == "forward"):
-            self.failures += 1
+            self.seen.failures += 1
             if self.where == "backward":
                 return FailsInBackward.apply(super().forward(batch))
             raise RuntimeError(MESSAGE)
@@ -79,10 +83,10 @@ def test_training_goes_on_with_the_bound_it_learned_and_right_gradients(where):
     assert sum(watch.pools) == 4 * 256
     assert min(watch.subsets) < 64
     # 64 -> 32 -> 16 -> 8 on the first batch, and never again.
-    assert model.failures == 3
+    assert model.seen.failures == 3
     assert (edba._engine.scorer.chunk_limit if where == "scoring" else edba._microbatches.learned_limit) == 8
-    assert max(model.trained_at_once[-20:]) <= (64 if where == "scoring" else 8)
-    assert max(model.scored_at_once[-20:]) <= 8
+    assert max(model.seen.trained_at_once[-20:]) <= (64 if where == "scoring" else 8)
+    assert max(model.seen.scored_at_once[-20:]) <= 8
     for trained, whole in zip(gradients.trained, gradients.whole, strict=True):
         torch.testing.assert_close(trained, whole, rtol=1e-4, atol=1e-6)
     assert all(torch.isfinite(p).all() for p in model.parameters())
@@ -93,8 +97,8 @@ def test_a_scoring_that_runs_out_of_memory_chooses_as_one_that_does_not():
     """Without batch normalisation the chunks change nothing."""
     _, short, _, watched_short = run("scoring")
     _, plenty, _, watched_plenty = run("scoring", fits=1000)
-    assert short.failures == 3
-    assert plenty.failures == 0
+    assert short.seen.failures == 3
+    assert plenty.seen.failures == 0
     assert watched_short.subsets == watched_plenty.subsets
 
 
@@ -121,8 +125,8 @@ def test_halved_subsets_leave_no_microbatch_of_one_sample(first_failure):
     )
     result.state.auto_microbatching = True
     result.fit()
-    assert model.failures >= 1
-    assert min(model.trained_at_once) >= 2
+    assert model.seen.failures >= 1
+    assert min(model.seen.trained_at_once) >= 2
 
 
 def test_too_little_memory_for_two_samples_is_reported_as_it_is():
@@ -138,9 +142,9 @@ def test_too_little_memory_for_two_samples_is_reported_as_it_is():
 def test_pools_that_no_equal_chunks_fit_are_scored_in_unequal_ones(size):
     """One more than a multiple of 2, 3 and 4: equal chunks of any size up to four would leave one of one sample."""
     _, model, *_ = run("scoring", fits=4, loader=points_loader(size=size, batch_size=size), max_batch_size=size)
-    assert model.failures <= 6
-    assert max(model.scored_at_once[-20:]) <= 4
-    assert min(model.scored_at_once) >= 2
+    assert model.seen.failures <= 6
+    assert max(model.seen.scored_at_once[-20:]) <= 4
+    assert min(model.seen.scored_at_once) >= 2
 
 
 def test_another_error_in_scoring_is_not_taken_for_missing_memory():
@@ -153,7 +157,7 @@ def test_another_error_in_scoring_is_not_taken_for_missing_memory():
     model.module = nn.Sequential(model.module, Wrong())
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         trainer([EDBA.paper()], model=model, loader=points_loader()).fit()
-    assert model.failures == 0
+    assert model.seen.failures == 0
 
 
 def test_learned_bounds_survive_a_checkpoint(tmp_path):
@@ -163,5 +167,5 @@ def test_learned_bounds_survive_a_checkpoint(tmp_path):
     model = Limited("scoring", 12)
     again = trainer([EDBA.paper(min_subset_size=5)], model=model, max_duration="5ep", load_path=str(path))
     again.fit()
-    assert model.failures == 0
+    assert model.seen.failures == 0
     assert logged(again, "edba/nonfinite_steps")[-1] == 0
