@@ -97,6 +97,9 @@ class LoaderAlgorithm(EventAlgorithm):
     def _init(self, state: State, logger: Logger) -> None:
         self._microbatches.ask_user(state)
 
+    def _before_load(self, state: State, logger: Logger) -> None:
+        self._length.note_full(state)
+
     def _fit_start(self, state: State, logger: Logger) -> None:
         name = type(self).__name__
         if dist.get_world_size() > 1:

@@ -152,6 +152,9 @@ class EDBA(EventAlgorithm):
         self._microbatches.ask_user(state)
         self._run_first(state)
 
+    def _before_load(self, state: State, logger: Logger) -> None:
+        self._length.note_full(state)
+
     def _fit_start(self, state: State, logger: Logger) -> None:
         check_algorithms(self, state.algorithms)  # a checkpoint may have brought some
         self._run_first(state)

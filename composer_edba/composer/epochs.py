@@ -5,6 +5,7 @@ Composer reads that number of batches once and cuts the epoch off there; progres
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any, cast
 
@@ -31,6 +32,15 @@ class EpochLength:
         self._pools, self._clock, self._manages = pools, DataClock(pools), False
         self._written: Time[int] | None = None  # the length that was last set here
         self._subset_batches: int | None = None
+        self._full: Time[int] | None = None  # the length that Composer set by itself, as the loader's
+
+    # ---- BEFORE_LOAD
+
+    def note_full(self, state: State) -> None:
+        """Before a checkpoint, and who hears of it, may change the loader's length: is Composer's that length?"""
+        length, loader = state.dataloader_len, cast(Any, state.dataloader)
+        with contextlib.suppress(TypeError):
+            self._full = length if length is not None and int(length) == len(loader) else None
 
     # ---- FIT_START
 
@@ -40,6 +50,8 @@ class EpochLength:
         self._pools.seeks = "train" in state.dataset_resumption
         # What this object wrote in an earlier fit is no wish of the user's.
         if state.dataloader_len is None or (self._manages and state.dataloader_len == self._written):
+            return
+        if self._full is not None and state.dataloader_len == self._full:
             return
         length, loader = int(state.dataloader_len), cast(Any, state.dataloader)
         try:

@@ -115,6 +115,9 @@ class DBA(EventAlgorithm):
         self._microbatches.ask_user(state)
         self._run_first(state)
 
+    def _before_load(self, state: State, logger: Logger) -> None:
+        self._length.note_full(state)
+
     def _fit_start(self, state: State, logger: Logger) -> None:
         self._check_setting(state)
         self._run_first(state)

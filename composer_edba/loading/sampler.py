@@ -48,6 +48,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self.order = PassOrder(sampler)
         self._source: Iterator[int] = iter(())  # the present pass's indices
         self._replay: Sequence[int] = ()  # sizes of an interrupted pass, which its first batches have once more
+        self._replays_end = False  # and it has no others
         self._skipped = 0  # so many of these are not yielded
         self._begin()
 
@@ -87,6 +88,10 @@ class ResizableBatchSampler(Sampler[list[int]]):
         indices = self._source
         while total is None or self._seen < total:
             number = len(self.drawn)
+            if self._replays_end and number == len(self._replay):
+                # Its rest was too small for the size of that time, whatever the size is now.
+                self._left_out = len(list(indices))
+                break
             asked = int(self._replay[number] if number < len(self._replay) else self.batch_size)
             size = asked if total is None or self.drop_last else self._fitted(asked, total - self._seen)
             own = functools.partial(itertools.islice, indices, size)
@@ -124,21 +129,30 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     # ---- an interrupted pass
 
-    def resume(self, drawn: Sequence[int], skipped: int = 0) -> None:
+    def resume(self, drawn: Sequence[int], skipped: int = 0, *, ended: bool = False) -> None:
         """Have passes begin with batches of the sizes ``drawn``, until :meth:`forget_resumption`.
 
-        The first ``skipped`` are not yielded: a data set that goes on in mid-pass by itself has them behind it.
+        Args:
+            drawn: as in the interrupted pass.
+            skipped: so many of them are not yielded: a data set that goes on in mid-pass by itself has them behind it.
+                Default 0.
+            ended: whether that pass had been drawn to its end. Default False.
         """
-        self._replay, self._skipped = list(drawn), skipped
+        self._replay, self._skipped, self._replays_end = list(drawn), skipped, ended
 
     def forget_resumption(self, *, begun: bool = True) -> None:
         """The interrupted pass has been drawn again: the next one begins anew. For ``begun`` see PassOrder's."""
-        self._replay, self._skipped = (), 0
+        self._replay, self._skipped, self._replays_end = (), 0, False
         self.order.forget_resumption(begun=begun)
 
     def checksum(self, taken: int) -> int | None:
         """A number that tells the samples of the first ``taken`` batches of this pass from others; None: not drawn."""
         return self._checksums[taken - 1] if 0 < taken <= len(self._checksums) else None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether this pass was drawn to its end, ahead of the batches in use perhaps."""
+        return self._ended
 
     def indices_of(self, number: int) -> list[int] | None:
         """Indices loaded for batch ``number`` of this pass; forgets earlier batches'. None if it was not drawn."""
