@@ -1,15 +1,12 @@
-"""Twenty thousand steps: memory stays flat, numbers stay finite, nothing is left behind."""
+"""What the tests of long runs run, by its name, in a process of its own."""
 
-import functools
 import gc
 import math
-import multiprocessing
 import os
+import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 
 import psutil
-import pytest
 import torch
 from composer import Callback, Trainer
 from composer.loggers import LoggerDestination
@@ -92,25 +89,7 @@ def build(callbacks, loggers, workers, duration):
     )
 
 
-def in_a_process_of_its_own(test):
-    """What earlier tests left in a process, and what of it is freed in the meantime, would be counted too."""
-    own = test.__qualname__
-
-    @functools.wraps(test)
-    def run():
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            print(pool.submit(_call, own).result() or "")
-
-    return run
-
-
-def _call(name):
-    return globals()[name].__wrapped__()
-
-
-@pytest.mark.slow
-@in_a_process_of_its_own
-def test_twenty_thousand_steps_leave_nothing_behind():
+def twenty_thousand_steps_leave_nothing_behind():
     census, figures = Census(), Figures()
     run = build([census], [figures], workers=0, duration=f"{STEPS}ba")
     before = count(run.state.model)
@@ -124,6 +103,7 @@ def test_twenty_thousand_steps_leave_nothing_behind():
     settled = [row for row in census.rows if row["step"] >= WARM]
     assert len(settled) == (STEPS - WARM) // EVERY + 1
     grown = max(row["rss"] for row in settled) - settled[0]["rss"]
+    print(f"{STEPS} steps in {seconds:.0f} s; memory grew by {grown / 2**20:.1f} MiB after {WARM} steps")
     assert grown < 16 * 2**20
     for name in ("tensors", "generators", "hooks", "files", "workers", "threads"):
         counts = {row[name] for row in settled}
@@ -134,12 +114,9 @@ def test_twenty_thousand_steps_leave_nothing_behind():
     # What the algorithm itself keeps, in bytes of its checkpoint, does not grow either.
     state = run.state.algorithms[-1].state_dict()
     assert len(repr(state)) < 20_000
-    return f"{STEPS} steps in {seconds:.0f} s; memory grew by {grown / 2**20:.1f} MiB after {WARM} steps"
 
 
-@pytest.mark.slow
-@in_a_process_of_its_own
-def test_epochs_with_workers_leave_no_process_and_no_file_open():
+def epochs_with_workers_leave_no_process_and_no_file_open():
     """Every epoch starts new workers."""
     run = build([], [], workers=2, duration="3ep")
     run.fit()
@@ -160,3 +137,7 @@ def test_epochs_with_workers_leave_no_process_and_no_file_open():
         time.sleep(0.2)
     assert count(nn.Module())["workers"] == 0
     assert os.path.exists(f"/proc/{os.getpid()}")
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
