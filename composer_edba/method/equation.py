@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "as_scalar",
+    "check_gradient_shapes",
     "gradient_inner_products",
     "margin_loss",
     "prefix_gradient_norms",
@@ -39,11 +40,7 @@ def gradient_inner_products(inputs: Tensor, output_grads: Tensor, bias: bool = T
     Raises:
         ValueError: if the shapes of the two do not belong to the same samples and positions.
     """
-    if inputs.ndim < 2 or inputs.shape[:-1] != output_grads.shape[:-1]:
-        raise ValueError(
-            f"inputs has shape {tuple(inputs.shape)} and output_grads {tuple(output_grads.shape)}: both need the same "
-            "leading dimensions, (B, F) with (B, C) or (B, T..., F) with (B, T..., C)"
-        )
+    check_gradient_shapes(inputs, output_grads)
     dtype = torch.float64 if inputs.dtype == output_grads.dtype == torch.float64 else torch.float32
     with torch.no_grad(), _full_precision(inputs.device):
         h, d = inputs.detach().to(dtype), output_grads.detach().to(dtype)
@@ -51,6 +48,15 @@ def gradient_inner_products(inputs: Tensor, output_grads: Tensor, bias: bool = T
             products = h @ h.T
             return products.add_(1).mul_(d @ d.T) if bias else products.mul_(d @ d.T)
         return _inner_products_over_positions(h.flatten(1, -2), d.flatten(1, -2), bias)
+
+
+def check_gradient_shapes(inputs: Tensor, output_grads: Tensor) -> None:
+    """Raise a ValueError unless these are a layer's inputs and output gradients at the same samples and positions."""
+    if inputs.ndim < 2 or inputs.shape[:-1] != output_grads.shape[:-1]:
+        raise ValueError(
+            f"inputs has shape {tuple(inputs.shape)} and output_grads {tuple(output_grads.shape)}: both need the same "
+            "leading dimensions, (B, F) with (B, C) or (B, T..., F) with (B, T..., C)"
+        )
 
 
 def _inner_products_over_positions(h: Tensor, d: Tensor, bias: bool) -> Tensor:

@@ -1,0 +1,82 @@
+"""The samples that carry a pool's gradient: what the others would add to its step is bounded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from composer_edba.method.equation import check_gradient_shapes
+
+__all__ = ["gradient_norms", "select_by_gradient_mass"]
+
+
+def gradient_norms(inputs: Tensor, output_grads: Tensor, bias: bool = True) -> Tensor:
+    """Norms of the samples' last-layer gradients, ‖d_i‖ ‖[h_i, 1]‖, without forming inner products.
+
+    With several positions t a sample (tokens, pixels) the sum Σ_t ‖d_it‖ ‖[h_it, 1]‖, which the norm of
+    Σ_t d_it ⊗ [h_it, 1] does not exceed.
+
+    Args:
+        inputs: h, the last layer's inputs, (B, F) or (B, T..., F).
+        output_grads: d, each sample's own loss derived by the last layer's output, (B, C) or (B, T..., C).
+        bias: whether the layer has a bias; without one the ``1`` falls away.
+
+    Returns:
+        (B,); float64 if both arguments are, else float32.
+
+    Raises:
+        ValueError: if the shapes of the two do not belong to the same samples and positions.
+    """
+    check_gradient_shapes(inputs, output_grads)
+    dtype = torch.float64 if inputs.dtype == output_grads.dtype == torch.float64 else torch.float32
+    h, d = (torch.linalg.vector_norm(rows.detach(), dim=-1, dtype=dtype) for rows in (inputs, output_grads))
+    norms = d * (torch.hypot(h, torch.ones_like(h)) if bias else h)
+    return norms.flatten(1).sum(1) if norms.ndim > 1 else norms
+
+
+def select_by_gradient_mass(
+    norms: Tensor,
+    left_out: float = 0.1,
+    *,
+    always: Tensor | None = None,
+    min_subset_size: int = 1,
+    size_multiple: int = 1,
+) -> Tensor:
+    """Choose the smallest subset of a pool whose left-out samples carry at most a share of its gradient norms.
+
+    The sum of the chosen samples' gradients then differs from the pool's by at most that share of Σ ‖g_i‖. To train
+    with the pool's own step, divide the sum of the subset's losses by the pool's size.
+
+    Args:
+        norms: ‖g_i‖, (B,), B >= 1, from :func:`gradient_norms` or remembered. A sample whose norm is NaN or infinite is
+            not known: it is chosen, and carries as much as the mean of those that are known.
+        left_out: the share, in [0, 1); 0: all are chosen. Default 0.1.
+        always: samples that are chosen whatever their norm, bool (B,). None: no others.
+        min_subset_size: smallest subset, where the pool has as many. Default 1.
+        size_multiple: sizes are rounded up to a multiple of this, or to the pool. Default 1.
+
+    Returns:
+        The chosen samples' positions in the pool, int64 (k,), ascending, on the CPU.
+
+    Raises:
+        ValueError: if an argument is out of its range, or ``norms`` is no vector.
+    """
+    if norms.ndim != 1 or len(norms) == 0:
+        raise ValueError(f"norms has shape {tuple(norms.shape)}: it must be (B,), one for each of B >= 1 samples")
+    if not 0 <= left_out < 1:
+        raise ValueError(f"left_out is {left_out}: it must be at least 0 and below 1")
+    for name, value in (("min_subset_size", min_subset_size), ("size_multiple", size_multiple)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it must be at least 1")
+    size, mass = len(norms), norms.detach().to("cpu", torch.float64)
+    known = mass.isfinite()
+    stays = ~known if always is None else ~known | always.cpu()
+    if left_out == 0 or stays.all():
+        return torch.arange(size)
+    mass = mass.where(known, mass[known].mean())
+    order = mass.where(~stays, torch.inf).argsort(stable=True)
+    lightest = order[: size - int(stays.sum())]
+    fit = torch.searchsorted(mass[lightest].cumsum(0), left_out * mass.sum(), right=True)
+    chosen = max(size - int(fit), min_subset_size)
+    chosen = min(-(-chosen // size_multiple) * size_multiple, size)
+    return order[size - chosen :].sort().values
