@@ -558,6 +558,44 @@ _DEFAULTS = Suite(
     {"cpu": {f"{name}_{by}": _default_cell(name, by) for name in _GENERATED for by in ("adam", "sgd")}},
 )
 
+# The whole data set at its own resolution, each budget with its own complete schedule. No training image is held out:
+# the test set is looked at once, at the end, and nothing is chosen by it.
+_BUDGET = {**_COMMON, **_ONE_CYCLE, "data.validation_samples": 0}
+
+
+def _budget_cpu(classes: int, epochs: int, seeds: int, arms: tuple[str, ...], samples: int | None = None) -> Cell:
+    part = "all 50,000" if samples is None else f"{samples:,}"
+    return Cell(
+        base="cifar10/resnet9_baseline.yaml",
+        overrides={
+            **_BUDGET,
+            **_ON_CPU,
+            "data.name": f"cifar{classes}",
+            "data.samples": samples,
+            "data.batch_size": 250,
+            "model.kwargs": {"width": 16 if classes == 10 else 32},
+            "optimizer.lr": 0.4,
+            "trainer.max_duration": f"{epochs}ep",
+        },
+        arms=arms,
+        seeds=seeds,
+        arm_overrides={"plain_500": {"optimizer.lr": 0.8}},
+        evaluations=1,
+        title=f"{part} training images at 32 x 32, {epochs} epochs",
+    )
+
+
+def _full_size(classes: int) -> Suite:
+    return Suite(
+        f"What an accuracy costs: ResNet-9 on all of CIFAR-{classes}",
+        {
+            "cpu": {
+                f"{epochs}_epochs": _budget_cpu(classes, epochs, 5, ("plain", "plain_500")) for epochs in (5, 7, 10, 14)
+            }
+        },
+    )
+
+
 _SMOKE = Suite(
     "A minute of the digits, to see that the harness works",
     {
@@ -589,6 +627,8 @@ SUITES: dict[str, Suite] = {
     "dba": _DBA,
     "tasks": _TASKS,
     "defaults": _DEFAULTS,
+    "cifar10": _full_size(10),
+    "cifar100": _full_size(100),
     "smoke": _SMOKE,
 }
 """By name."""

@@ -11,11 +11,13 @@ from benchmarks.suites.suites import SUITES, planned_runs
 
 RESULTS = Path(__file__).resolve().parents[3] / "docs" / "results"
 RECORDED = sorted(path for path in RESULTS.glob("*_cpu.jsonl") if path.stem.removesuffix("_cpu") in SUITES)
+# Without lines so far; a suite whose lines come is taken out of here.
+NOT_RECORDED = {"smoke", "cifar10", "cifar100"}
 TUNING = sorted((RESULTS / "tuning").glob("*.jsonl"))
 
 
 def test_none_is_lost():
-    assert [path.stem.removesuffix("_cpu") for path in RECORDED] == sorted(set(SUITES) - {"smoke"})
+    assert [path.stem.removesuffix("_cpu") for path in RECORDED] == sorted(set(SUITES) - NOT_RECORDED)
     assert sum(len(read_records(path)) for path in RECORDED) >= 555
     assert sum(len(read_records(path)) for path in TUNING) >= 200
 
