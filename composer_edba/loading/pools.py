@@ -232,7 +232,7 @@ class Pools:
         taken, sampler = 0 if self.is_over else self.taken, self.sampler
         began = self._loaded
         if sampler is not None and self._orders is not None and began is None:
-            began = {"drawn": list(sampler.drawn), "ended": sampler.has_ended, "orders": self._orders}
+            began = {"drawn": list(sampler.drawn), "dropped": sampler.has_dropped, "orders": self._orders}
             began |= {"indices": sampler.indices_drawn, "lengths": self._lengths}
             began |= {"rank": rank(), "checksum": sampler.checksum(taken)}
         return {
@@ -268,8 +268,8 @@ class Pools:
             )
         if sampler is not None and began is not None:
             self._take_lengths(began["lengths"])  # a sampler's may be others in each pass
-            ended = began.get("ended", False)  # 0.2.0 did not say
-            redrawn = self._resume(taken, began["drawn"], ended, began["orders"][rank()], self.seeks) or redrawn
+            dropped = began.get("dropped", False)  # 0.2.0 did not say
+            redrawn = self._resume(taken, began["drawn"], dropped, began["orders"][rank()], self.seeks) or redrawn
         self._resumed, self.taken = True, taken if redrawn else 0
 
     def repeat(self, taken: int, size: int | None) -> None:
@@ -277,12 +277,14 @@ class Pools:
         if self.sampler is None or size is None or taken == 0:
             return
         order = None if self._orders is None else self._orders[rank()]
-        drawn, ended = list(self.sampler.drawn), self.sampler.has_ended
-        self._resume(taken, drawn or [size] * taken, bool(drawn) and ended, order, self.seeks and order is None)
+        drawn, dropped = list(self.sampler.drawn), self.sampler.has_dropped
+        self._resume(taken, drawn or [size] * taken, dropped, order, self.seeks and order is None)
         self._resumed, self.taken = True, taken
 
-    def _resume(self, taken: int, drawn: list[int], ended: bool, order: Mapping[str, Any] | None, seeks: bool) -> bool:
-        """Have the pass drawn in the sizes ``drawn``, and no others if it ``ended``.
+    def _resume(
+        self, taken: int, drawn: list[int], dropped: bool, order: Mapping[str, Any] | None, seeks: bool
+    ) -> bool:
+        """Have the pass drawn in the sizes ``drawn``, and no others if its rest ``dropped`` out.
 
         Returns whether its first ``taken`` batches are known to be skipped.
         """
@@ -293,7 +295,7 @@ class Pools:
             # Its workers were dealt samples in batches of its own size: other batches took no first part of the pass.
             sought = set(drawn[:taken]) <= {dataset.batch_size}
         self.rewinds = self.seeks and not sought and isinstance(dataset, IterableDataset)
-        self.sampler.resume(drawn, taken if sought else 0, ended=ended)
+        self.sampler.resume(drawn, taken if sought else 0, dropped=dropped)
         if order is not None:
             self.sampler.order.resume(order, sought=sought)
         return sought or self.rewinds

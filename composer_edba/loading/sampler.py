@@ -129,16 +129,16 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     # ---- an interrupted pass
 
-    def resume(self, drawn: Sequence[int], skipped: int = 0, *, ended: bool = False) -> None:
+    def resume(self, drawn: Sequence[int], skipped: int = 0, *, dropped: bool = False) -> None:
         """Have passes begin with batches of the sizes ``drawn``, until :meth:`forget_resumption`.
 
         Args:
             drawn: as in the interrupted pass.
             skipped: so many of them are not yielded: a data set that goes on in mid-pass by itself has them behind it.
                 Default 0.
-            ended: whether that pass had been drawn to its end. Default False.
+            dropped: whether all that came after these was left out. Default False.
         """
-        self._replay, self._skipped, self._replays_end = list(drawn), skipped, ended
+        self._replay, self._skipped, self._replays_end = list(drawn), skipped, dropped
 
     def forget_resumption(self, *, begun: bool = True) -> None:
         """The interrupted pass has been drawn again: the next one begins anew. For ``begun`` see PassOrder's."""
@@ -150,9 +150,9 @@ class ResizableBatchSampler(Sampler[list[int]]):
         return self._checksums[taken - 1] if 0 < taken <= len(self._checksums) else None
 
     @property
-    def has_ended(self) -> bool:
-        """Whether this pass was drawn to its end, ahead of the batches in use perhaps."""
-        return self._ended
+    def has_dropped(self) -> bool:
+        """Whether this pass's end was left out, being smaller than a batch, ahead of the batches in use perhaps."""
+        return self._left_out > 0
 
     def indices_of(self, number: int) -> list[int] | None:
         """Indices loaded for batch ``number`` of this pass; forgets earlier batches'. None if it was not drawn."""
