@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
+import time
 import warnings
 from collections.abc import Sequence
 
@@ -19,6 +21,9 @@ Trains the run that RUN describes, a YAML file or the name of one that comes wit
 and a plot in output.folder. A key=value wins over the file, as in optimizer.lr=0.1 or
 algorithms.edba.num_candidates=256.
 """
+
+_RANK_0_SPEAKS = 20.0
+"""Seconds that another rank waits after an error; the launcher ends it as soon as rank 0 has."""
 
 
 def help_text() -> str:
@@ -66,5 +71,8 @@ def cli(arguments: Sequence[str]) -> int:
         main(config)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") != "0":
+            # The launcher shows rank 0's output alone and stops it once another rank has ended: let it speak first.
+            time.sleep(_RANK_0_SPEAKS)
         return 2
     return 0

@@ -107,7 +107,8 @@ def twenty_thousand_steps_leave_nothing_behind():
     assert grown < 16 * 2**20
     for name in ("tensors", "generators", "hooks", "files", "workers", "threads"):
         counts = {row[name] for row in settled}
-        assert max(counts) - min(counts) <= 2, (name, sorted(counts))
+        # A batch more or less is alive where a pass ends; one thing kept per thousand steps would make 18.
+        assert max(counts) - min(counts) <= 4, (name, sorted(counts))
     objects = [row["objects"] for row in settled]
     assert objects[-1] < objects[0] + 1000
     assert {row["hooks"] for row in census.rows} == {before["hooks"]}
