@@ -27,6 +27,8 @@ from composer_edba.method.sizing import LossPolicy, make_policy, policy_word
 from composer_edba.scoring.forward import PoolScores, Scorer
 from composer_edba.scoring.gathered import SHAPE, gather_scores, shape_of
 from composer_edba.scoring.remembered import RememberedScores
+from composer_edba.scoring.remembered_gradients import RememberedGradients
+from composer_edba.scoring.training_scores import TrainingScores
 from composer_edba.settings import as_saved
 
 __all__ = ["Engine", "LastSelection", "Loop", "Network", "step_generator"]
@@ -127,7 +129,9 @@ class Engine:
         self._selector = SubsetSelector(settings)
         self.remembered: RememberedScores | None = None
         if settings["scoring"] == "cached":
-            self.remembered = RememberedScores(self._decide, self._scheduled, self._selector.figures, loop.derives)
+            self.remembered = RememberedGradients(
+                self._decide, self._selector.figures, self._scheduled, TrainingScores(loop.derives)
+            )
         self.steps = self.samples_scored = self.samples_trained = self.samples_drawn = 0
         self.figures: dict[str, float] = {}
         self.last_selection: LastSelection | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 from composer_edba.loading.order import PassOrder, is_streaming
 
 __all__ = ["ResizableBatchSampler", "check_indexed", "resizable_copy", "why_fixed"]
+
+Choose = Callable[[int, int, int, "int | None", Callable[[int], Iterable[int]]], tuple[list[int], list[int]]]
 
 
 class ResizableBatchSampler(Sampler[list[int]]):
@@ -33,8 +36,10 @@ class ResizableBatchSampler(Sampler[list[int]]):
         drawn: sizes asked for in this pass so far, the prefetch queue included; a new list in each pass.
         least_length: ``len()`` gives at least this many batches.
         agree: ``agree(own)`` gives the length of a pass, from ``own()``, which opens this rank's; None: its own.
-        draw: ``draw(size, own)`` gives the indices of a batch, of up to ``size``, from ``own()``; None: all of these.
-        choose: ``choose(number, indices)`` gives the indices to load of those drawn for batch ``number``; None: all.
+        choose: ``choose(number, size, least, rest, own)`` gives the indices drawn for batch ``number`` of a pass, of
+            whose indices ``rest`` are left, by ``own(n)``, the next n; and those to load, about ``size`` or none if
+            there are not even ``least``. None: the next ``size`` are drawn, and all of them loaded.
+        share: how many are loaded of those that ``choose`` draws to load ``size``, in (0, 1]; 1: it draws ``size``.
         order: what decides the order of its passes.
     """
 
@@ -43,9 +48,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self.batch_size = self._first_size = batch_size
         self.drop_last, self.least_length = drop_last, 0
         self.agree: Callable[[Callable[[], int | None]], int | None] | None = None
-        self.draw: Callable[[int, Callable[[], Iterable[int]]], list[int]] | None = None
-        self.choose: Callable[[int, list[int]], list[int]] | None = None
-        self.order = PassOrder(sampler)
+        self.choose: Choose | None = None
+        self.share = 1.0
         self._source: Iterator[int] = iter(())  # the present pass's indices
         self._replay: Sequence[int] = ()  # sizes of an interrupted pass, which its first batches have once more
         self._replays_end = False  # and it has no others
@@ -93,10 +97,11 @@ class ResizableBatchSampler(Sampler[list[int]]):
                 self._left_out = len(list(indices))
                 break
             asked = int(self._replay[number] if number < len(self._replay) else self.batch_size)
-            size = asked if total is None or self.drop_last else self._fitted(asked, total - self._seen)
-            own = functools.partial(itertools.islice, indices, size)
-            batch = list(own()) if self.draw is None else self.draw(size, own)
-            if not batch or (self.drop_last and len(batch) < size):
+            rest = None if total is None else total - self._seen
+            size = asked if rest is None or self.drop_last else self._fitted(asked, rest)
+            own = functools.partial(itertools.islice, indices)
+            batch, loaded = (self.choose or _everything)(number, size, size if self.drop_last else 1, rest, own)
+            if not loaded:
                 self._left_out = len(batch)
                 break
             self.drawn.append(asked)
@@ -105,12 +110,15 @@ class ResizableBatchSampler(Sampler[list[int]]):
             self._ends.append(self._seen)
             self._checksums.append(zlib.crc32(repr(batch).encode(), self._checksums[-1] if number else 0))
             if number >= self._skipped:
-                self._indices[number] = batch if self.choose is None else self.choose(number, batch)
-                yield self._indices[number]
+                self._indices[number] = loaded
+                yield loaded
         self._ended = True
 
     def _fitted(self, size: int, rest: int) -> int:
         """``size``, or what the next batch has in its place because the ``rest`` of the pass ends soon after it."""
+        if self.share < 1:
+            expected = rest * self.share
+            return math.ceil(expected / 2) if size < expected < 2 * size else size
         if self._resized or size != self._first_size:
             batches = max(1, -(-rest // size))
             return rest if rest <= 3 and size > 1 else -(-rest // batches)  # no batch of one sample
@@ -121,7 +129,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
         if self.total is None:
             raise TypeError("the sampler has no length")
         rest = 0 if self._ended else max(0, self.total - self._seen)
-        full, tail = divmod(rest, self.batch_size)
+        full, tail = divmod(math.ceil(rest * self.share), self.batch_size)
         resized = self._resized or self.batch_size != self._first_size
         joined = tail == 1 < self.batch_size and full > 0 and (not resized or rest <= 3)
         partial = tail > 0 and not self.drop_last and not joined
@@ -175,6 +183,13 @@ class ResizableBatchSampler(Sampler[list[int]]):
             return self._ended and taken >= len(self.drawn)
         rest = self.total - self._seen
         return rest <= 0 or (self.drop_last and rest < self.batch_size)
+
+
+def _everything(
+    number: int, size: int, least: int, rest: int | None, own: Callable[[int], Iterable[int]]
+) -> tuple[list[int], list[int]]:
+    batch = list(own(size))
+    return batch, batch if len(batch) >= least else []
 
 
 def why_fixed(loader: Any) -> str | None:

@@ -1,77 +1,102 @@
-"""Scores that training remembers: a step records its samples' last-layer gradients, and the batch sampler chooses by
-them from a pool of indices. There is no forward but the training's own, and what is not chosen is never loaded.
+"""Scores that training remembers: a step records what its samples' last-layer gradients tell, and the batch sampler
+chooses by that from pools of indices. There is no forward but the training's own; what is not chosen is never loaded.
 """
 
 from __future__ import annotations
 
+import abc
 import itertools
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from composer_edba.loading.ranks import Attempt, check_alike, gather_rows, rank, world_size
+from composer_edba.loading.ranks import Attempt, gather_rows, rank, world_size
 from composer_edba.loading.sampler import ResizableBatchSampler
-from composer_edba.method.choice import Selection
-from composer_edba.scoring.cache import ScoreCache
-from composer_edba.scoring.forward import PoolScores
 from composer_edba.scoring.training_scores import TrainingScores
 
-__all__ = ["Choice", "RememberedScores"]
+__all__ = ["Choice", "Draw", "Memory", "Picked", "RememberedScores"]
 
-Decide = Callable[[PoolScores, list[int], int, str], Selection]
-Scheduled = Callable[[int], bool]
-Figures = Callable[[Selection], dict[str, float]]
+Draw = Callable[[int], np.ndarray]
+
+
+class Memory(Protocol):
+    """What is known of each of ``size`` samples, by data-set index."""
+
+    size: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that it takes; 0 before the first recording."""
+
+    def reserve(self, rows: Tensor, features: int) -> None:
+        """Have room for what :meth:`record` is given."""
+
+    def record(self, indices: np.ndarray, rows: Tensor, step: int, *, features: int, bias: bool) -> None:
+        """Take in what a step recorded of samples, int64 (B,): (B, columns), as TrainingScores gives them."""
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Everything that was recorded, as plain values and bytes; None if nothing was."""
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take up what :meth:`state_dict` gave, for a model on ``device``."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was chosen for one batch, equal on all ranks.
+class Picked:
+    """Pools that were drawn, a row a rank, and what was chosen of them.
 
     Attributes:
-        pool: data-set indices that were drawn, int64 (R, B), a row a rank.
-        chosen: which of them are loaded, bool (R, B), as many a rank.
+        pool: data-set indices that were drawn, int64 (R, B).
+        chosen: which of them are loaded, bool (R, B); their number is a multiple of R.
         figures: what is logged of the choice; empty where the whole pool was taken without choosing.
-        recorded: mean step at which the pool's scores were recorded; 0 without figures.
+        recorded: mean step at which the pool's scores were recorded; 0: unknown.
     """
 
     pool: np.ndarray
     chosen: np.ndarray
     figures: dict[str, float]
-    recorded: float
+    recorded: float = 0.0
+
+
+@dataclass(frozen=True)
+class Choice(Picked):
+    """What was chosen for one batch, equal on all ranks."""
 
     @property
     def subset(self) -> np.ndarray:
-        """Data-set indices that are loaded, (R, k)."""
-        return self.pool[self.chosen].reshape(len(self.pool), -1)
+        """Data-set indices that are loaded, (R, k): each rank's own first; where it has fewer than k, others'."""
+        size, own = self.chosen.sum() // len(self.pool), [p[c] for p, c in zip(self.pool, self.chosen, strict=True)]
+        spare, rows = np.concatenate([row[size:] for row in own]), []
+        for row in own:
+            lacking = max(0, size - len(row))
+            rows.append(np.concatenate([row[:size], spare[:lacking]]))
+            spare = spare[lacking:]
+        return np.stack(rows)
 
 
-class RememberedScores:
+class RememberedScores(abc.ABC):
     """Chooses in the batch sampler, by what it records in training steps.
 
-    All ranks hold the same scores of all samples, because a DistributedSampler gives a sample to another rank every
-    epoch, and make the same choice from the pools of all of them.
+    All ranks hold the same of all samples, because a DistributedSampler gives a sample to another rank every epoch, and
+    make the same choice from the pools of all of them.
 
     Args:
-        decide: ``decide(scores, sizes, pool, where)``: the subset of pool number ``pool`` of all that were ever drawn,
-            by the scores of all ranks' samples, ``sizes`` of each; ``where`` says where for a warning.
-        scheduled: ``scheduled(pool)``: whether a subset of it is chosen.
-        figures: what is logged of a selection.
-        derives: see :class:`~composer_edba.scoring.training_scores.TrainingScores`.
+        scheduled: ``scheduled(pool)``: whether a subset is chosen of pool number ``pool`` of all that were ever drawn.
+        training: what records in a step.
 
     Attributes:
         cache: what is known of each sample; None before :meth:`install`.
     """
 
-    def __init__(self, decide: Decide, scheduled: Scheduled, figures: Figures, derives: bool):
-        self.cache: ScoreCache | None = None
-        self._decide, self._scheduled, self._figures = decide, scheduled, figures
-        self._training = TrainingScores(derives)
+    def __init__(self, scheduled: Callable[[int], bool], training: TrainingScores):
+        self.cache: Any = None
+        self._scheduled, self._training = scheduled, training
         self._sampler: ResizableBatchSampler | None = None
         self._dataset: Any = None
         self._device = torch.device("cpu")
@@ -80,13 +105,28 @@ class RememberedScores:
         self._spinning = self._completed = False  # in such a pass; this step has gone through all its microbatches
         self._skipped = 0  # first batches of a pass that are drawn again only to be skipped
         self._replay: dict[int, tuple[np.ndarray, dict[str, float], float]] = {}
-        self._pools_drawn: np.ndarray = np.zeros((1, 0), dtype=np.int64)  # the last ones, of all ranks
         self._masks: list[np.ndarray] = []  # what was chosen for each batch drawn in this pass
         self._choices: dict[int, Choice] = {}  # those of the batches that are still to come
         self._recorded_indices: np.ndarray | None = None  # of the samples that this step records; None: it does not
         self._keep = True  # whether what it records goes into the cache
         self._left_out = False  # this rank's loop did not train on the batch
         self._seconds = [0.0, 0.0]  # choosing, recording
+
+    @abc.abstractmethod
+    def _new_memory(self, size: int) -> Memory:
+        """One for a data set of ``size`` samples."""
+
+    @abc.abstractmethod
+    def _pick(self, number: int, size: int, least: int, rest: int | None, draw: Draw) -> Picked:
+        """Draw pool ``number`` of the run by ``draw(n)``, the next (R, n) indices or fewer at the end; choose from it.
+
+        Args:
+            number: counts all pools of the run.
+            size: samples that a rank's batch is to have.
+            least: if a rank cannot have as many, what is chosen is of no matter.
+            rest: samples that a rank has left in this pass; None: unknown.
+            draw: see above.
+        """
 
     # ---- the loader
 
@@ -102,10 +142,10 @@ class RememberedScores:
         """
         self._training.unwatch()  # left by a fit that failed
         if self.cache is None or self._dataset is not dataset:
-            self.cache = ScoreCache(len(dataset))
+            self.cache = self._new_memory(len(dataset))
         self._dataset, self._sampler, self._device = dataset, sampler, device
         self._replay, self._skipped, self._passes_to_spin = {}, skipped, spun
-        sampler.agree, sampler.draw, sampler.choose = self._agree, self._draw, self._choose
+        sampler.agree, sampler.choose = self._agree, self._choose
 
     def unhook(self) -> None:
         """Leave no hook on the model until the next step that records."""
@@ -115,7 +155,8 @@ class RememberedScores:
         """Leave the sampler and the model as they were."""
         self._training.unwatch()
         if self._sampler is not None:
-            self._sampler.agree = self._sampler.draw = self._sampler.choose = None
+            self._sampler.agree = self._sampler.choose = None
+            self._sampler.share = 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """What is known, and what was chosen in this pass and not yet trained on: plain values and bytes."""
@@ -131,7 +172,6 @@ class RememberedScores:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave; after :meth:`install`."""
-        assert self.cache is not None
         if saved["cache"] is not None:
             self.cache.load_state_dict(saved["cache"], self._device)
         self._pools = saved["pools"]
@@ -154,14 +194,13 @@ class RememberedScores:
             mine.numbers = [own() or 0]
         return min(mine.exchange(self._device)[0])
 
-    def _draw(self, size: int, own: Callable[[], Iterable[int]]) -> list[int]:
-        """A pool of at most ``size``, with those of the other ranks, which advance their samplers in step.
+    def _draw(self, size: int, own: Callable[[int], Iterable[int]]) -> np.ndarray:
+        """At most ``size`` indices of each rank, int64 (R, n): all advance their samplers in step.
 
-        They are equally large: if a rank's sampler comes to its end before it said, all ranks' passes do.
+        They are equally many: if a rank's sampler comes to its end before it said, all ranks' passes do.
         """
-        assert self.cache is not None
         with Attempt(size + 1) as mine:
-            pool, began = np.asarray(drawn := list(own())), time.perf_counter()
+            pool = np.asarray(drawn := list(own(size)))
             if drawn and (pool.dtype.kind not in "iu" or pool.min() < 0 or pool.max() >= self.cache.size):
                 raise ValueError(
                     f"the loader's sampler gives {drawn[0]!r} and the like: scoring='cached' needs indices from 0 to "
@@ -169,45 +208,35 @@ class RememberedScores:
                 )
             mine.numbers = (len(drawn), *map(int, drawn), *[0] * (size - len(drawn)))
         lengths, *columns = mine.exchange(self._device)
-        self._pools_drawn = np.array(columns[: min(lengths)], dtype=np.int64).reshape(-1, world_size()).T
-        self._seconds[0] += time.perf_counter() - began
-        return drawn[: min(lengths)]
+        return np.array(columns[: min(lengths)], dtype=np.int64).reshape(-1, world_size()).T
 
-    def _choose(self, number: int, pool: list[int]) -> list[int]:
+    def _choose(
+        self, number: int, size: int, least: int, rest: int | None, own: Callable[[int], Iterable[int]]
+    ) -> tuple[list[int], list[int]]:
+        """See :class:`~composer_edba.loading.sampler.ResizableBatchSampler`."""
         began = time.perf_counter()
         if number == 0:
             self._spinning = self._passes_to_spin > 0
             self._passes_to_spin -= self._spinning
             if not self._spinning:
                 self._masks, self._choices = [], {}
-        if self._spinning:
-            return pool
-        pools = self._pools_drawn
-        if number in self._replay:
-            chosen, figures, recorded = self._replay[number]
-        elif number < self._skipped:
-            chosen, figures, recorded = np.ones(pools.shape, dtype=bool), {}, 0.0
+        if self._spinning or number in self._replay or number < self._skipped:
+            told = None if self._spinning else self._replay.get(number)
+            pools = self._draw(size if told is None else told[0].shape[1], own)
+            picked = Picked(pools, np.ones(pools.shape, dtype=bool), {}) if told is None else Picked(pools, *told)
         else:
-            chosen, figures, recorded = self._select(pools)
-        self._masks.append(chosen)
-        self._choices[number] = Choice(pools, chosen, figures, recorded)
+            picked = self._pick(self._pools, size, least, rest, lambda size: self._draw(size, own))
+        pool = picked.pool[rank()].tolist()
+        if len(pool) < least:
+            return pool, []
+        choice = Choice(picked.pool, picked.chosen, picked.figures, picked.recorded)
+        if not self._spinning:
+            self._pools += number not in self._replay and number >= self._skipped
+            self._masks.append(picked.chosen)
+            self._choices[number] = choice
+        loaded = choice.subset[rank()].tolist()
         self._seconds[0] += time.perf_counter() - began
-        return list(itertools.compress(pool, chosen[rank()].tolist()))
-
-    def _select(self, pools: np.ndarray) -> tuple[np.ndarray, dict[str, float], float]:
-        cache, pool, indices = self.cache, self._pools, pools.ravel()
-        assert cache is not None
-        self._pools += 1
-        if not self._scheduled(pool) or not cache.knows(indices):
-            return np.ones(pools.shape, dtype=bool), {}, 0.0
-        ranks, size = pools.shape
-        with Attempt(1) as mine:
-            selection = self._decide(cache.scores(indices, self._device), [size] * ranks, pool, f"at pool {pool}")
-            mine.numbers = [0 if self._sampler is None else self._sampler.batch_size]
-        check_alike(mine.exchange(self._device)[0], "the size that batch_size_policy gives")
-        chosen = np.zeros(pools.shape, dtype=bool)
-        chosen.flat[selection.indices.numpy()] = True
-        return chosen, self._figures(selection), float(cache.steps[indices].mean())
+        return pool, loaded
 
     # ---- a training step
 
@@ -276,7 +305,6 @@ class RememberedScores:
         if self._recorded_indices is None:
             return None
         loss, began = None, time.perf_counter()
-        assert self.cache is not None
         training, indices, self._recorded_indices, rows = self._training, self._recorded_indices, None, None
         with Attempt(2) as mine:
             rows = None if self._left_out else training.rows(factor)
