@@ -7,6 +7,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import copy
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,17 +20,20 @@ from torch import Tensor, nn
 
 from composer_edba.loading.batch import batch_size, index_batch
 from composer_edba.loading.pools import Pools
-from composer_edba.loading.ranks import Attempt, check_alike, rank, world_size
-from composer_edba.loading.sampler import check_indexed
+from composer_edba.loading.ranks import Attempt, check_alike, gather_rows, rank, world_size
+from composer_edba.loading.sampler import check_indexed, why_unindexed
 from composer_edba.method.choice import Selection
+from composer_edba.method.gradient_mass import gradient_norms, select_by_gradient_mass
 from composer_edba.method.selector import SubsetSelector
 from composer_edba.method.sizing import LossPolicy, make_policy, policy_word
 from composer_edba.scoring.forward import PoolScores, Scorer
 from composer_edba.scoring.gathered import SHAPE, gather_scores, shape_of
 from composer_edba.scoring.remembered import RememberedScores
 from composer_edba.scoring.remembered_gradients import RememberedGradients
+from composer_edba.scoring.remembered_norms import RememberedNorms
+from composer_edba.scoring.training_norms import TrainingNorms
 from composer_edba.scoring.training_scores import TrainingScores
-from composer_edba.settings import as_saved
+from composer_edba.settings import as_saved, is_by_mass
 
 __all__ = ["Engine", "LastSelection", "Loop", "Network", "step_generator"]
 
@@ -102,6 +106,10 @@ class Loop(abc.ABC):
         """What the sizes of subsets of ``pool_size`` samples are to be multiples of. Default 1."""
         return 1
 
+    def why_not_remembered(self) -> str | None:
+        """What keeps training from telling of single samples, and what to do, in words; None, the default: nothing."""
+        return None
+
 
 class Engine:
     """Chooses a subset of every pool it is shown, sizes the pools, and keeps count.
@@ -115,7 +123,9 @@ class Engine:
         settings: as given.
         pools: what draws them.
         scorer: runs scoring forwards.
-        remembered: the other source of scores, with ``scoring="cached"``; else None.
+        remembered: the other source of scores, with ``scoring="cached"``, or ``"auto"`` where it can be; else None.
+        gradient_weight: what to multiply the gradient of the mean over this rank's subset by, so that the step is the
+            pool's.
         steps: batches trained on so far.
         figures: what is known of the last step, by name; no margin, metrics and averages if nothing was chosen.
         last_selection: the data-set indices behind the last step; None if it did not choose, or there are no indices.
@@ -127,17 +137,40 @@ class Engine:
         self.settings, self.loop, self.pools = settings, loop, Pools("EDBA", loader_name)
         self.scorer = Scorer(settings["last_layer"], settings["scoring_batch_norm"])
         self._selector = SubsetSelector(settings)
-        self.remembered: RememberedScores | None = None
-        if settings["scoring"] == "cached":
-            self.remembered = RememberedGradients(
-                self._decide, self._selector.figures, self._scheduled, TrainingScores(loop.derives)
-            )
+        self._by_mass = is_by_mass(settings["criterion"])
+        leaves_out = not self._by_mass or settings["left_out"] > 0
+        # Without remembered norms a default that must pay has nothing to go by.
+        self._remembers = leaves_out and (settings["scoring"] == "cached" or self._is_auto)
+        self._whole, self._told_why = self._is_auto or not leaves_out, False  # whether all batches stay whole
+        self.remembered = self._memory() if settings["scoring"] == "cached" and leaves_out else None
+        self.gradient_weight = 1.0
         self.steps = self.samples_scored = self.samples_trained = self.samples_drawn = 0
         self.figures: dict[str, float] = {}
         self.last_selection: LastSelection | None = None
         self._seed: int | None = None
         self._resume_from: dict[str, Any] | None = None
         self._began = self._seconds = 0.0
+        # Of this step: whether it tells what the loss began with, or is of the span, and the share that is trained on.
+        self._observes = (False, False, 1.0)
+
+    @property
+    def _is_auto(self) -> bool:
+        return self._by_mass and self.settings["scoring"] == "auto"
+
+    @property
+    def may_remember(self) -> bool:
+        """Whether ``remembered`` is or may come to be."""
+        return self._remembers
+
+    def _memory(self) -> RememberedScores:
+        settings, loop = self.settings, self.loop
+        if not self._by_mass:
+            training = TrainingScores(loop.derives)
+            return RememberedGradients(self._decide, self._selector.figures, self._scheduled, training)
+        training, refill = TrainingNorms(loop.derives), settings["refill"] is not False
+        memory = RememberedNorms(settings, self._scheduled, training, self._generator, loop.size_multiple, refill)
+        memory.tells_loss = settings["batch_size_policy"] != "fixed"
+        return memory
 
     # ---- the loader
 
@@ -168,13 +201,15 @@ class Engine:
         saved, self._resume_from = self._resume_from, None
         if taken is None:
             taken = 0 if saved is None else saved["pools"]["taken"]
-        if self.remembered is not None:
+        if self.settings["scoring"] == "cached":
             check_indexed(loader)
         twin = self.pools.draw_from(loader, self.loop.device())
         if twin is None and self.settings["batch_size_policy"] != "fixed":
             self.pools.warn_of_fixed_batches(loader)
         first_size = None if self.pools.sampler is None else self.pools.sampler.batch_size
         self._set_policy(first_size)
+        if self._is_auto and self._remembers:
+            self._see_whether_remembered(loader)
         if self.remembered is not None:
             if self.pools.uneven:
                 raise ValueError(
@@ -191,6 +226,26 @@ class Engine:
             self._take_up(saved, taken, redrawn)
         self.pools.resize(self.batch_size)
         return loader if twin is None else twin
+
+    def _see_whether_remembered(self, loader: Any) -> None:
+        """With ``scoring="auto"``: remember where that can be, else leave all batches whole, and say so once."""
+        why = why_unindexed(loader) or self.loop.why_not_remembered()
+        if why is None and self.pools.uneven:
+            why = "the ranks' shards differ in length: use a sampler that shards evenly, such as DistributedSampler"
+        self._whole = why is not None
+        if why is None:
+            self.remembered = self.remembered or self._memory()
+            return
+        if self.remembered is not None:
+            self.remembered.uninstall()
+        self.remembered = None
+        if not self._told_why:
+            self._told_why = True
+            warnings.warn(
+                f"EDBA leaves all batches whole: which samples carry the gradient cannot be remembered here, because "
+                f"{why}. scoring='forward' would choose all the same, by a forward pass that costs what it spares",
+                stacklevel=4,
+            )
 
     def _set_policy(self, first_size: int | None) -> None:
         before, settings = self._selector.policy, self.settings
@@ -230,7 +285,7 @@ class Engine:
             RuntimeError: if another rank failed; names it.
         """
         self._began, self._seconds = time.perf_counter(), 0.0
-        self.last_selection = None
+        self.last_selection, self.gradient_weight = None, 1.0
         self.pools.notice_pass()
         batch = (self._take if self.remembered else self._score)(batch, count or batch_size)
         self.steps += 1
@@ -244,14 +299,24 @@ class Engine:
         before = 0.0  # the batch arrived
         if self.remembered is not None:
             if (loss := self.remembered.end_step(self.steps - 1, factor)) is not None:
-                self._selector.measure(loss)
+                self._enter_loss(loss)
             before, recording = self.remembered.take_seconds()
             self._seconds = before + recording
         return self._seconds / (time.perf_counter() - self._began + before)
 
+    def _enter_loss(self, loss: float) -> None:
+        """Show the policy the mean ``loss`` of the batch that was trained on."""
+        before, chooses, share = self._observes
+        if before or not self._by_mass:
+            self._selector.measure(loss)
+        elif chooses:  # what was left out has next to none
+            self._selector.observe(loss * share, True, 1, self.loop.learning_rate())
+            self.pools.resize(self.batch_size)
+
     def _score(self, batch: Any, count: Callable[[Any], int]) -> Any:
         """Choose from a pool by a forward pass over it."""
-        device, scores, selection, before = self.loop.device(), None, None, False
+        device, scores, before = self.loop.device(), None, False
+        figures: dict[str, float] = {}
         with Attempt(5 + SHAPE) as mine:
             size = count(batch)
             number = self.pools.next_batch(size)
@@ -267,13 +332,13 @@ class Engine:
         self.scorer.chunk_limit = min(filter(None, limits), default=None)
         if scores is not None and all(scored):  # where a pass's end is near, a rank may see it later than another
             with Attempt(3) as mine:
-                scores = gather_scores(scores, sizes, shapes)
                 if before:
-                    self._selector.measure(float(scores.model_metric))
+                    self._selector.measure(float(gather_scores(scores, sizes, shapes).model_metric))
                 else:
-                    selection = self._decide(scores, sizes, self.steps, f"at batch {self.steps}")
-                    kept = selection.indices - sum(sizes[: rank()])
-                    kept = kept[(kept >= 0) & (kept < size)]
+                    if self._by_mass:
+                        kept, figures = self._choose_by_mass(scores, sizes)
+                    else:
+                        kept, figures = self._choose_by_gradients(gather_scores(scores, sizes, shapes), sizes)
                     subset, chosen, known = self._part(batch, size, drawn, kept)
                 mine.numbers = (*known, self.batch_size or 0)
             trained, marked, next_sizes = mine.exchange(device)
@@ -283,10 +348,41 @@ class Engine:
         self.samples_trained += sum(trained)
         self.samples_drawn += sum(sizes)
         self.pools.mark(chosen, marked, device)
-        if selection is not None and drawn is not None and chosen is not None:
+        if figures and drawn is not None and chosen is not None:
             self.last_selection = LastSelection(drawn, chosen)
-        self._describe(size, trained[rank()], {} if selection is None else self._selector.figures(selection))
+        if figures and self._by_mass:
+            self.gradient_weight = trained[rank()] * len(sizes) / sum(sizes)
+        self._describe(size, trained[rank()], figures)
         return subset
+
+    def _choose_by_gradients(self, scores: PoolScores, sizes: list[int]) -> tuple[Tensor, dict[str, float]]:
+        """This rank's positions of what is chosen, by the scores of all ranks' pools; what is logged of it."""
+        selection = self._decide(scores, sizes, self.steps, f"at batch {self.steps}")
+        kept = selection.indices - sum(sizes[: rank()])
+        return kept[(kept >= 0) & (kept < sizes[rank()])], self._selector.figures(selection)
+
+    def _choose_by_mass(self, scores: PoolScores, sizes: list[int]) -> tuple[Tensor, dict[str, float]]:
+        """The same by this rank's scores, of all of whose norms the ranks tell each other."""
+        settings, size, before = self.settings, sizes[rank()], sum(sizes[: rank()])
+        own = gradient_norms(scores.inputs, scores.output_grads, scores.bias)
+        loss = scores.model_metric.to(own).reshape(1).expand(len(own))
+        norms, losses = gather_rows(torch.stack([own, loss], 1), sizes).double().cpu().unbind(1)
+        metric = float(losses.mean())
+        if not self._selector.observe(metric, bool(norms.isfinite().all()), len(norms), self.loop.learning_rate()):
+            self._selector.warn_once_of_nonfinite(metric, f"at batch {self.steps}")
+            return torch.arange(size), {"model_metric": metric}
+        self.pools.resize(self.batch_size)
+        chosen = select_by_gradient_mass(norms, settings["left_out"])
+        multiple = math.lcm(settings["size_multiple"], self.loop.size_multiple(max(sizes)))
+        own = norms[before : before + size]
+        wanted = max(int(((chosen >= before) & (chosen < before + size)).sum()), settings["min_subset_size"])
+        wanted = min(size, -(-wanted // multiple) * multiple)
+        kept = select_by_gradient_mass(own, settings["left_out"], min_subset_size=wanted, max_subset_size=wanted)
+        if settings["criterion"] == "random_mass":
+            kept = torch.randperm(size, generator=self._generator(self.steps))[:wanted].sort().values
+        total = float(own.sum())
+        left_out = 1 - float(own[kept].sum()) / total if total > 0 else 0.0
+        return kept, {"model_metric": metric, "left_out_mass": left_out}
 
     def _part(
         self, batch: Any, size: int, drawn: Tensor | None, kept: Tensor | None
@@ -311,9 +407,9 @@ class Engine:
             if trainable < size:
                 batch = index_batch(batch, torch.arange(trainable), size)
             before = self._before_start()
-            if before or self._in_span():
+            if before or self._records():
                 layer = self.run_scorer(self.scorer.find_layer, batch)
-                if self.scorer.positions > 1:
+                if self.scorer.positions > 1 and not self._by_mass:
                     raise ValueError(
                         f"the last layer, a {type(layer).__name__}, is applied at {self.scorer.positions} positions of "
                         "a sample (tokens, pixels): scoring='cached' keeps one row a sample. Use scoring='forward', or "
@@ -323,21 +419,26 @@ class Engine:
         trained, found = mine.exchange(self.loop.device())
         check_alike(trained, "the number of samples that go through the network")
         indices = choice.subset[:, :trainable]
-        self.remembered.record(indices if all(found) else None, layer if all(found) else None, keep=not before)
+        keep = self._by_mass or not before
+        self.remembered.record(indices if all(found) else None, layer if all(found) else None, keep=keep)
+        self._observes = (before, self._by_mass and self._in_span(), indices.size / max(1, choice.pool.size))
         self.samples_trained += indices.size
         self.samples_drawn += choice.pool.size
         assert self.pools.distinct is not None
         self.pools.distinct.add(indices.ravel())
         figures = {**choice.figures, "samples_drawn": self.samples_drawn}
         if choice.figures:
-            figures["score_age"] = self.steps - choice.recorded
+            if self._by_mass and self.settings["refill"] is False:
+                self.gradient_weight = indices.size / choice.pool.size
+            if not self._by_mass:
+                figures["score_age"] = self.steps - choice.recorded
             self.last_selection = LastSelection(*(torch.from_numpy(rows[rank()]) for rows in (choice.pool, indices)))
         self._describe(choice.pool.shape[1], trainable, figures)
         return batch
 
     def _scheduled(self, step: int) -> bool:
         """Whether a subset is chosen for batch ``step`` of the run."""
-        return self._is_due(step) and self._in_span()
+        return not self._whole and self._is_due(step) and self._in_span()
 
     def _is_due(self, step: int) -> bool:
         """Whether ``interval`` and ``interrupt`` let batch ``step`` of the run be scored."""
@@ -346,6 +447,11 @@ class Engine:
 
     def _in_span(self) -> bool:
         return (done := self.loop.elapsed()) is None or self.settings["start"] <= done < self.settings["end"]
+
+    def _records(self) -> bool:
+        """Whether this step records: norms from the beginning on, so that they are known when ``start`` comes."""
+        done = self.loop.elapsed()
+        return self._in_span() or (self._by_mass and done is not None and done < self.settings["end"])
 
     @property
     def part_of_pass(self) -> float:
@@ -359,19 +465,23 @@ class Engine:
             return False
         return self._selector.refer(self.loop.learning_rate())
 
-    def _decide(self, scores: PoolScores, sizes: list[int], step: int, where: str) -> Selection:
-        """Choose from the pool of all ranks by its scores, whatever their source, and size the next pools."""
+    def _generator(self, step: int) -> torch.Generator:
         if self._seed is None:
             self._seed = self.loop.seed()
+        return step_generator(self._seed, step)
+
+    def _decide(self, scores: PoolScores, sizes: list[int], step: int, where: str) -> Selection:
+        """Choose from the pool of all ranks by its scores, whatever their source, and size the next pools."""
         selection = self._selector.select(
             scores.inner_products(),
             scores.model_metric,
-            step_generator(self._seed, step),
+            self._generator(step),
             size_multiple=self.loop.size_multiple(max(sizes)),
             group_sizes=sizes,
             learning_rate=self.loop.learning_rate(),
         )
-        self._selector.warn_once_of_nonfinite(selection, where)
+        if not selection.finite:
+            self._selector.warn_once_of_nonfinite(selection.model_metric, where)
         self.pools.resize(self.batch_size)
         return selection
 

@@ -146,7 +146,7 @@ class EDBAHandler:
         trainer.add_event_handler(Events.GET_BATCH_COMPLETED, self._get_batch_completed)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
-        if self._loop.engine.remembered is not None:
+        if self._loop.engine.may_remember or self._loop.weighs:
             over = Events.COMPLETED | Events.TERMINATE | Events.INTERRUPT
             trainer.add_event_handler(over, self._loop.unwatch)
             trainer.add_event_handler(Events.EXCEPTION_RAISED, self._exception_raised)

@@ -111,6 +111,11 @@ def _interrupt(name: str, value: Any) -> None:
         raise ValueError(f"{name} is 1: every batch would be a plain step. Use 0 for none, or 2 or more")
 
 
+def _flag(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}: it must be True, False or None")
+
+
 def _seed(name: str, value: Any) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63):
         raise ValueError(f"{name} is {value!r}: it must be an integer from 0 to 2**63 - 1, or None for torch's own")
@@ -129,12 +134,27 @@ class Settings(TypedDict, total=False):
     preset: Annotated[Literal["default", "paper"], Setting("default")]
     """`paper`: the paper's literal settings in place of the defaults, whatever those become."""
     criterion: Annotated[
-        Literal["margin", "difference", "random"] | CriterionObject,
+        Literal["margin", "difference", "random", "gradient_mass", "random_mass"] | CriterionObject,
         Setting("margin", paper="margin", others=_CRITERION),
     ]
-    """What the candidate subsets are judged by: `margin`, equation 1; `difference`, the same without its pole;
-    `random`, the control: subsets of the sizes that the margin would choose, with random members; or a function of the
-    user's (docs/extending.md)."""
+    """How a subset is chosen. `gradient_mass`: the samples that carry the pool's gradient, all but at most `left_out`
+    of the sum of their last-layer gradient norms; `random_mass`, its control: as many, with random members. Or the best
+    of random candidates, judged by `margin`, equation 1; `difference`, the same without its pole; a function of the
+    user's (docs/extending.md); `random`, the control: subsets of the sizes that the margin would choose, with random
+    members."""
+    left_out: Annotated[float, Setting(0.1, _number(lambda v: 0 <= v < 1, "at least 0 and below 1"))]
+    """With `gradient_mass`: the share of a pool's gradient norms, in [0, 1), that the samples which are left out may
+    carry; 0: none are."""
+    recheck: Annotated[int, Setting(3, _whole(1))]
+    """With `gradient_mass` and remembered norms: a sample that was left out so often in a row is trained on again,
+    >= 1."""
+    refill: Annotated[bool | None, Setting(None, _flag)]
+    """With `gradient_mass`: whether batches are refilled to the loader's size from the samples that come next, which
+    makes fewer updates of a pass. If not, the step keeps the size that the whole pool's would have. None: where norms
+    are remembered."""
+    size_multiple: Annotated[int, Setting(8, _whole(1))]
+    """With `gradient_mass` and batches that are not refilled: their sizes are rounded up to a multiple of this, >= 1,
+    so that kernels see few shapes."""
     num_candidates: Annotated[int, Setting(1024, _whole(1), paper=1024)]
     """Least number of candidate subsets a step, >= 1."""
     subset_size_law: Annotated[
@@ -161,10 +181,12 @@ class Settings(TypedDict, total=False):
     """Smallest batch, in samples a rank, >= 1."""
     max_batch_size: Annotated[int, Setting(1000, _whole(1), paper=1000)]
     """Largest batch, in samples a rank. Training starts at the loader's own batch size."""
-    scoring: Annotated[Literal["forward", "cached"], Setting("forward", paper="forward")]
-    """`forward`: an extra forward pass without gradients over the pool. `cached`: no such pass; what a sample was
+    scoring: Annotated[Literal["auto", "forward", "cached"], Setting("auto", paper="forward")]
+    """Where gradients come from. `forward`: an extra forward pass over the pool. `cached`: none; what a sample was
     scored at is kept from when it was last trained on, in N x (F + C + 1) float32 numbers for N samples, F features and
-    C classes, and only what is chosen is loaded (docs/method.md)."""
+    C classes, with `gradient_mass` in one, and only what is chosen is loaded (docs/method.md). `auto`: with
+    `gradient_mass` cached where the loader's samples have indices and no MixUp or CutMix mixes them, else batches stay
+    whole, as a forward pass costs what it spares; with other criteria forward."""
     scale_factor: Annotated[float, Setting(1.0, _number(lambda v: 0 < v <= 1, "above 0 and at most 1"), paper=1.0)]
     """Side length of the images in the scoring forward relative to the real ones, in (0, 1]."""
     scoring_batch_norm: Annotated[Literal["pool", "running"], Setting("pool", paper="pool")]
@@ -277,9 +299,16 @@ def check_value(name: str, value: Any, table: Mapping[str, Setting] | None = Non
         raise ValueError(f"{name} is {value!r}: it must be {named}{words and f', or {words}'}")
 
 
+def is_by_mass(criterion: Any) -> bool:
+    """Whether this criterion leaves out what carries little of the gradient."""
+    return isinstance(criterion, str) and criterion in ("gradient_mass", "random_mass")
+
+
 def _check_together(full: Mapping[str, Any]) -> None:
-    if full["scoring"] == "cached":
-        factor, norm, lacks = full["scale_factor"], full["scoring_batch_norm"], "'cached', which has no scoring forward"
+    _check_mass(full)
+    if full["scoring"] == "cached" or (full["scoring"] == "auto" and is_by_mass(full["criterion"])):
+        factor, norm = full["scale_factor"], full["scoring_batch_norm"]
+        lacks = f"{full['scoring']!r}, which has no scoring forward"
         if factor != 1:
             what = f"{lacks} to make smaller: use scale_factor=1, or scoring='forward'"
             raise ValueError(f"scale_factor is {factor} and scoring is {what}")
@@ -290,6 +319,22 @@ def _check_together(full: Mapping[str, Any]) -> None:
         raise ValueError(f"start is {full['start']} and end is {full['end']}: they must satisfy 0 <= start < end <= 1")
     check_batch_bounds(full)
     check_policy_options(full["batch_size_policy"], full["policy_options"])
+
+
+def _check_mass(full: Mapping[str, Any]) -> None:
+    criterion, policy, by_mass = full["criterion"], full["batch_size_policy"], is_by_mass(full["criterion"])
+    if full["refill"] and not by_mass:
+        raise ValueError(f"refill is True and {shown({'criterion': criterion})}: only 'gradient_mass' refills batches")
+    if full["refill"] and full["scoring"] == "forward":
+        raise ValueError(
+            "refill is True and scoring is 'forward', which scores what is loaded already: use scoring='cached', or "
+            "refill=False"
+        )
+    if by_mass and policy in ("margin", "noise_scale"):
+        raise ValueError(
+            f"batch_size_policy is {policy!r} and criterion is {criterion!r}, which does not measure what it goes by: "
+            "use 'fixed' or 'loss', or criterion='margin'"
+        )
 
 
 def check_batch_bounds(full: Mapping[str, Any]) -> None:

@@ -16,9 +16,11 @@ from composer_edba.engine import Engine, Loop, Network
 from composer_edba.loading.batch import batch_size, index_batch
 from composer_edba.loading.ranks import from_rank_zero
 from composer_edba.method.selector import highest_learning_rate
+from composer_edba.scoring.gradient_weight import GradientWeight
 from composer_edba.scoring.images import scaled_images
 from composer_edba.scoring.last_layer import named_last_layer
 from composer_edba.scoring.training_scores import TrainingScores
+from composer_edba.settings import is_by_mass
 
 __all__ = ["SupervisedLoop"]
 
@@ -62,6 +64,7 @@ class SupervisedLoop(Loop):
         self._hooks = torch.compiler.disable(self._begin_forward), torch.compiler.disable(self._end_forward)
         self._handles: list[Any] = []
         self._warned = False
+        self._weight = GradientWeight()
         self.engine = Engine(settings, self)
         if isinstance(layer := settings["last_layer"], str):  # its name in the model, and not in what is scored
             self.engine.scorer.last_layer = named_last_layer(self._model, layer)
@@ -71,15 +74,17 @@ class SupervisedLoop(Loop):
     def choose(self, batch: Any) -> Any:
         """The subset of ``batch`` to train on, see :meth:`~composer_edba.engine.Engine.choose`."""
         self._batch = self.engine.choose(batch)
+        self._weight.value = self.engine.gradient_weight
         if (recorder := self._recorder) is not None:
-            self._watch()
             recorder.begin_step()
+        if recorder is not None or self._weight.value != 1:
+            self._watch()
         return self._batch
 
     def end_step(self) -> float:
         """The batch was trained on; see :meth:`~composer_edba.engine.Engine.end_step`. Twice, it does nothing more."""
         remembered, recorder = self.engine.remembered, self._recorder
-        self._batch = None
+        self._batch, weight, self._weight.value = None, self._weight.value, 1.0
         if remembered is not None and recorder is not None and sum(recorder.sizes) == 0:
             remembered.leave_out()
             if not self._warned:
@@ -89,7 +94,12 @@ class SupervisedLoop(Loop):
                     stacklevel=3,
                 )
             self._warned = True
-        return self.engine.end_step()
+        return self.engine.end_step(None if weight == 1 else 1 / weight)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the gradient may have to be multiplied by a weight."""
+        return is_by_mass(self._settings["criterion"])
 
     def state_dict(self) -> dict[str, Any]:
         """The engine's state; a batch that has been trained on counts."""
@@ -127,12 +137,17 @@ class SupervisedLoop(Loop):
         if not self._handles:
             before, after = self._hooks
             self._handles = [self._model.register_forward_pre_hook(before), self._model.register_forward_hook(after)]
+        if self._weight.value != 1:
+            layer = self.engine.scorer.layer
+            assert layer is not None
+            self._weight.watch(layer)
 
     def unwatch(self) -> None:
         """Leave no hook on the model until the next step; what the last one found out can still be entered."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._weight.unwatch()
         if self.engine.remembered is not None:
             self.engine.remembered.unhook()
 
@@ -142,6 +157,7 @@ class SupervisedLoop(Loop):
 
     def _begin_forward(self, module: nn.Module, args: Any) -> None:
         recorder = self._recorder
+        self._weight.begin_forward()
         if recorder is not None and self._batch is not None and torch.is_grad_enabled():
             recorder.begin_forward()
 

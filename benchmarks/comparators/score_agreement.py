@@ -11,6 +11,7 @@ from torch import Tensor
 
 from composer_edba.composer.algorithm import EDBA
 from composer_edba.composer.running_trainer import running_trainer
+from composer_edba.scoring.cache import ScoreCache
 from composer_edba.scoring.forward import Scorer
 
 __all__ = ["ScoreAgreement"]
@@ -47,7 +48,7 @@ class ScoreAgreement(Algorithm):
         """Look, if this step's subset was chosen by cached scores."""
         edba = next(algorithm for algorithm in state.algorithms if isinstance(algorithm, EDBA))
         chosen, cache = edba.last_selection, edba.score_cache
-        if chosen is None or cache is None:
+        if chosen is None or not isinstance(cache, ScoreCache):
             return
         indices = chosen.pool.numpy()
         trainer, dataset, model = running_trainer(), state.dataloader.dataset, state.model

@@ -17,7 +17,12 @@ from typing_extensions import Unpack, override
 from composer_edba.composer.base import EventAlgorithm
 from composer_edba.composer.epochs import EpochLength
 from composer_edba.composer.microbatches import Microbatches
-from composer_edba.composer.refusals import check_algorithms, check_ghost_batches, ghost_batch_size
+from composer_edba.composer.refusals import (
+    check_algorithms,
+    check_ghost_batches,
+    ghost_batch_size,
+    why_mixed,
+)
 from composer_edba.composer.running_trainer import running_trainer
 from composer_edba.engine import Engine, LastSelection, Loop, Network
 from composer_edba.loading.batch import batch_size, default_input_key, default_target_key
@@ -25,13 +30,15 @@ from composer_edba.method.selector import highest_learning_rate
 from composer_edba.method.sizing import is_policy
 from composer_edba.scoring.cache import ScoreCache
 from composer_edba.scoring.images import scaled_images
+from composer_edba.scoring.norms import NormMemory
+from composer_edba.scoring.sample_losses import loss_parts
 from composer_edba.scoring.training_scores import TrainingScores
-from composer_edba.settings import SETTINGS, Settings, checked, documented, shown
+from composer_edba.settings import SETTINGS, Settings, checked, documented, is_by_mass, shown
 
 __all__ = ["EDBA"]
 
-# Handled with scoring="cached" only.
-_ONLY_CACHED = (Event.BEFORE_TRAIN_BATCH, Event.AFTER_FORWARD, Event.BEFORE_LOSS, Event.AFTER_LOSS, Event.FIT_END)
+# Handled only where scores can be remembered.
+_ONLY_REMEMBERED = (Event.BEFORE_TRAIN_BATCH, Event.AFTER_FORWARD, Event.BEFORE_LOSS, Event.FIT_END)
 
 
 @documented("composer")
@@ -82,9 +89,11 @@ class EDBA(EventAlgorithm):
         self._engine = Engine(full, self._loop, "train_dataloader")
         self._length = EpochLength(self._engine.pools)
         self._cache_logged = False
-        if self._engine.remembered is None:
-            for event in _ONLY_CACHED:
+        if not self._engine.may_remember:
+            for event in _ONLY_REMEMBERED:
                 self._handlers.pop(event, None)
+            if not is_by_mass(full["criterion"]):
+                self._handlers.pop(Event.AFTER_LOSS, None)
         if is_policy(policy := full["batch_size_policy"]):  # the user's own object, which has this run's memory next
             if self._policy_memory is None:
                 self._policy_memory = copy.deepcopy(policy.state_dict())
@@ -119,8 +128,8 @@ class EDBA(EventAlgorithm):
         return self._engine.last_selection
 
     @property
-    def score_cache(self) -> ScoreCache | None:
-        """What ``scoring="cached"`` knows of each sample; None before the first fit, and with ``"forward"``."""
+    def score_cache(self) -> ScoreCache | NormMemory | None:
+        """What is remembered of each sample; None before the first fit, and where nothing is."""
         return None if (remembered := self._engine.remembered) is None else remembered.cache
 
     # ---- Composer's interface
@@ -211,13 +220,13 @@ class EDBA(EventAlgorithm):
             logger.log_metrics({"edba/cache_bytes": self.score_cache.bytes})
         logger.log_metrics({"edba/overhead": overhead}, step=int(state.timestamp.batch) - 1)
 
-    # ---- with scoring="cached" also
+    # ---- what training tells of its samples
 
     def _gradient_factor(self) -> Tensor | float | None:
         """What makes the gradients of the step's backward those of its samples' own losses; None: nothing records."""
         samples = None if self._engine.remembered is None else self._engine.remembered.samples
         # Composer weighs the mean of each microbatch by its share of the batch.
-        return None if samples is None else samples / self._loop.loss_scale
+        return None if samples is None else samples / (self._loop.loss_scale * self._engine.gradient_weight)
 
     @property
     def _recorder(self) -> TrainingScores | None:
@@ -240,10 +249,13 @@ class EDBA(EventAlgorithm):
     def _after_loss(self, state: State, logger: Logger) -> None:
         if (recorder := self._recorder) is not None:
             recorder.end_loss(state.loss)
+        if (weight := self._engine.gradient_weight) != 1:
+            for loss in loss_parts(state.loss):  # the gradient alone: what is logged stays the mean over the subset
+                loss.register_hook(lambda grad: grad * weight)
 
     def _fit_end(self, state: State, logger: Logger) -> None:
-        assert self._engine.remembered is not None
-        self._engine.remembered.uninstall()
+        if self._engine.remembered is not None:
+            self._engine.remembered.uninstall()
 
     # ---- their parts
 
@@ -340,6 +352,10 @@ class _TrainerLoop(Loop):
     @override
     def trainable(self, samples: int) -> int:
         return self._microbatches.cut(self.state, samples)
+
+    @override
+    def why_not_remembered(self) -> str | None:
+        return why_mixed(self.state.algorithms)
 
     @override
     def size_multiple(self, pool_size: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from fractions import Fraction
 from typing import Any, cast
 
 import torch
@@ -117,7 +118,8 @@ class EpochLength:
         sampler, timestamp = self._pools.sampler, state.timestamp
         assert sampler is not None
         assert self._pools.shortest is not None
-        rest = (int(timestamp.epoch) + 1 - self._clock.progress(timestamp)) * self._pools.shortest / sampler.batch_size
+        passes = int(timestamp.epoch) + 1 - self._clock.progress(timestamp)
+        rest = passes * self._pools.shortest * Fraction(sampler.share) / sampler.batch_size
         return int(timestamp.batch_in_epoch) + (math.floor if sampler.drop_last else math.ceil)(rest)
 
     def _set(self, state: State, logger: Logger, length: int) -> None:

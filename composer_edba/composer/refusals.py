@@ -11,7 +11,7 @@ from torch import nn
 
 from composer_edba.loading.parts import equal_part_size
 
-__all__ = ["check_algorithms", "check_ghost_batches", "ghost_batch_size"]
+__all__ = ["check_algorithms", "check_ghost_batches", "ghost_batch_size", "why_mixed"]
 
 
 def check_algorithms(edba: Any, algorithms: Sequence[Algorithm]) -> None:
@@ -47,6 +47,12 @@ def check_algorithms(edba: Any, algorithms: Sequence[Algorithm]) -> None:
                 "NoOpModel replaces the network by a single weight, so there is no last layer whose gradient EDBA "
                 "could measure: leave EDBA out while measuring the loader"
             )
+
+
+def why_mixed(algorithms: Sequence[Algorithm]) -> str | None:
+    """Why training tells nothing of single samples beside these algorithms, and what to do; None: it does."""
+    names = [type(algorithm).__name__ for algorithm in algorithms if isinstance(algorithm, (MixUp, CutMix))]
+    return f"{names[0]} mixes samples, and a mixed one is none of the data set's" if names else None
 
 
 def ghost_batch_size(model: nn.Module) -> int | None:

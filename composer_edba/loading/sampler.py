@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
 from composer_edba.loading.order import PassOrder, is_streaming
 
-__all__ = ["ResizableBatchSampler", "check_indexed", "resizable_copy", "why_fixed"]
+__all__ = ["ResizableBatchSampler", "check_indexed", "resizable_copy", "why_fixed", "why_unindexed"]
 
 Choose = Callable[[int, int, int, "int | None", Callable[[int], Iterable[int]]], tuple[list[int], list[int]]]
 
@@ -231,14 +231,18 @@ def resizable_copy(loader: Any, batch_size: int | None = None) -> DataLoader | N
 
 def check_indexed(loader: Any) -> None:
     """Raise a ValueError for a loader for which scoring="cached" cannot know which sample is which."""
-    if lacks := why_fixed(loader) or _why_unindexed(loader.dataset, loader):
+    if lacks := why_unindexed(loader):
         raise ValueError(
             f"scoring='cached' keeps scores by data-set index and chooses in the sampler, which this loader does not "
             f"allow: {lacks}. Use scoring='forward'"
         )
 
 
-def _why_unindexed(dataset: Any, loader: DataLoader) -> str | None:
+def why_unindexed(loader: Any) -> str | None:
+    """Why it cannot be known which sample of ``loader`` is which when it is drawn, in words; None: it can."""
+    if fixed := why_fixed(loader):
+        return fixed
+    dataset = loader.dataset
     if isinstance(dataset, IterableDataset):
         return f"its data set, a {type(dataset).__name__}, is an IterableDataset"
     if not hasattr(loader.sampler, "__len__"):

@@ -40,6 +40,7 @@ def select_by_gradient_mass(
     *,
     always: Tensor | None = None,
     min_subset_size: int = 1,
+    max_subset_size: int | None = None,
     size_multiple: int = 1,
 ) -> Tensor:
     """Choose the smallest subset of a pool whose left-out samples carry at most a share of its gradient norms.
@@ -53,6 +54,8 @@ def select_by_gradient_mass(
         left_out: the share, in [0, 1); 0: all are chosen. Default 0.1.
         always: samples that are chosen whatever their norm, bool (B,). None: no others.
         min_subset_size: smallest subset, where the pool has as many. Default 1.
+        max_subset_size: largest subset, which may leave out more than the share; a multiple of ``size_multiple``, and
+            at least ``min_subset_size``. None: the pool.
         size_multiple: sizes are rounded up to a multiple of this, or to the pool. Default 1.
 
     Returns:
@@ -68,15 +71,21 @@ def select_by_gradient_mass(
     for name, value in (("min_subset_size", min_subset_size), ("size_multiple", size_multiple)):
         if value < 1:
             raise ValueError(f"{name} is {value}: it must be at least 1")
+    if max_subset_size is not None and (max_subset_size < min_subset_size or max_subset_size % size_multiple):
+        raise ValueError(
+            f"max_subset_size is {max_subset_size}: it must be a multiple of size_multiple, {size_multiple}, and at "
+            f"least min_subset_size, {min_subset_size}"
+        )
     size, mass = len(norms), norms.detach().to("cpu", torch.float64)
     known = mass.isfinite()
     stays = ~known if always is None else ~known | always.cpu()
-    if left_out == 0 or stays.all():
+    most = size if max_subset_size is None else min(size, max_subset_size)
+    if most == size and (left_out == 0 or stays.all()):
         return torch.arange(size)
-    mass = mass.where(known, mass[known].mean())
+    mass = mass.where(known, mass[known].mean().nan_to_num())  # none is known: all count the same
     order = mass.where(~stays, torch.inf).argsort(stable=True)
     lightest = order[: size - int(stays.sum())]
     fit = torch.searchsorted(mass[lightest].cumsum(0), left_out * mass.sum(), right=True)
     chosen = max(size - int(fit), min_subset_size)
-    chosen = min(-(-chosen // size_multiple) * size_multiple, size)
+    chosen = min(-(-chosen // size_multiple) * size_multiple, most)
     return order[size - chosen :].sort().values

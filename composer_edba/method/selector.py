@@ -76,6 +76,21 @@ class SubsetSelector:
         if self.policy is not None and math.isfinite(loss):
             self.policy.update(Observation(1, nan, nan, (nan, nan), nan, nan, model_metric=loss))
 
+    def observe(self, loss: float, finite: bool, pool_size: int, learning_rate: float | None) -> bool:
+        """Show the policy the mean loss of a pool from which a subset was chosen otherwise than by :meth:`select`.
+
+        Returns whether it is finite, and all that was chosen by (``finite``); else it is counted and not shown.
+        """
+        if not (finite and math.isfinite(loss)):
+            self.nonfinite_steps += 1
+            return False
+        if self.policy is not None:
+            nan = float("nan")
+            seen: dict[str, Any] = {"model_metric": loss, "learning_rate": learning_rate}
+            self.policy.update(Observation(pool_size, nan, nan, (nan, nan), nan, nan, **seen))
+            check_size(self.policy)
+        return True
+
     def figures(self, selection: Selection) -> dict[str, float]:
         """What a step is to be logged with: ``selection``'s metrics and the averages that came out."""
         figures = {name: getattr(selection, name) for name in ("margin", "model_metric", "gradient_metric")}
@@ -83,11 +98,11 @@ class SubsetSelector:
             figures |= {"model_average": self.averages.model, "gradient_average": self.averages.gradient}
         return figures
 
-    def warn_once_of_nonfinite(self, selection: Selection, where: str) -> None:
-        """Warn of the first pool whose loss or gradients were NaN or infinite."""
-        if self.nonfinite_steps == 1 and not selection.finite:
+    def warn_once_of_nonfinite(self, loss: float, where: str) -> None:
+        """Warn of the first pool whose loss, the one given, or gradients were NaN or infinite."""
+        if self.nonfinite_steps == 1:
             warnings.warn(
-                f"the scoring loss ({selection.model_metric}) or a last-layer gradient is NaN or infinite {where}: "
+                f"the scoring loss ({loss}) or a last-layer gradient is NaN or infinite {where}: "
                 "such steps train on the whole pool, do not enter EDBA's averages and are counted as "
                 "edba/nonfinite_steps. Is the learning rate too high, or a sample broken?",
                 stacklevel=3,

@@ -129,6 +129,11 @@ class Scorer:
         return self._layer
 
     @property
+    def layer(self) -> nn.Module | None:
+        """The layer whose gradients count; None before it was found."""
+        return self._layer
+
+    @property
     def positions(self) -> int:
         """Positions of a sample (tokens, pixels) at which the layer was applied when it was last called."""
         return 1 if self._shapes is None else self._shapes[0][1:-1].numel()

@@ -92,7 +92,10 @@ class RememberedScores(abc.ABC):
 
     Attributes:
         cache: what is known of each sample; None before :meth:`install`.
+        tells_loss: whether :meth:`end_step` tells the mean loss of what it keeps, too.
     """
+
+    tells_loss = False
 
     def __init__(self, scheduled: Callable[[int], bool], training: TrainingScores):
         self.cache: Any = None
@@ -298,7 +301,7 @@ class RememberedScores(abc.ABC):
         return choosing, recording
 
     def end_step(self, step: int, factor: Tensor | float | None = None) -> float | None:
-        """Enter what step number ``step`` found out; the mean loss of its samples where that alone was wanted.
+        """Enter what step number ``step`` found out; the mean loss of its samples where that is wanted.
 
         For ``factor`` see :meth:`~composer_edba.scoring.training_scores.TrainingScores.rows`.
         """
@@ -323,7 +326,7 @@ class RememberedScores(abc.ABC):
             known, rows = indices[np.array(counts) > 0].ravel(), gather_rows(rows, counts)
             if self._keep:
                 self.cache.record(known, rows, step, features=training.features, bias=training.bias)
-            else:
+            if self.tells_loss or not self._keep:
                 loss = float(rows[:, -1].mean())
         if self._left_out:
             training.unwatch()

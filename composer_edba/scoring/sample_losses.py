@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["mean_loss", "sample_losses"]
+__all__ = ["loss_parts", "mean_loss", "sample_losses"]
 
 
 def sample_losses(
@@ -47,6 +47,16 @@ def sample_losses(
 
 def mean_loss(value: Any) -> Tensor:
     """The loss as one scalar: a tuple's sum, a dict's ``total``, as in Composer's trainer."""
+    parts = loss_parts(value)
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
+def loss_parts(value: Any) -> list[Tensor]:
+    """The scalars of which the loss is the sum.
+
+    Raises:
+        ValueError: if one is none.
+    """
     if isinstance(value, dict):
         value = value["total"] if "total" in value else tuple(value.values())
     parts = value if isinstance(value, (tuple, list)) else (value,)
@@ -56,4 +66,4 @@ def mean_loss(value: Any) -> Tensor:
             raise ValueError(
                 f"the loss has {found}: EDBA needs a scalar tensor, the mean over the samples (reduction='mean')"
             )
-    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum()
+    return list(parts)

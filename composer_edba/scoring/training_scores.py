@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,17 +14,22 @@ from torch import Tensor, nn
 from composer_edba.scoring.last_layer import single_position
 from composer_edba.scoring.sample_losses import mean_loss, sample_losses
 
-__all__ = ["TrainingScores"]
+__all__ = ["Microbatch", "TrainingScores"]
 
 
 @dataclass
-class _Microbatch:
+class Microbatch:
     """What one forward and its backward gave."""
 
-    inputs: Tensor | None = None
-    output: Tensor | None = None  # of the layer, until the loss is derived by it
-    output_grads: Tensor | None = None
+    inputs: list[Tensor] = field(default_factory=list)  # of the layer, at each of its calls
+    outputs: list[Tensor] = field(default_factory=list)  # until the loss is derived by them
+    output_grads: dict[int, Tensor] = field(default_factory=dict)  # by the number of the call
     losses: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Its samples; 0: none went through the layer."""
+        return len(self.inputs[0]) if self.inputs else 0
 
 
 class TrainingScores:
@@ -49,7 +54,7 @@ class TrainingScores:
         # In a compiled network the graph breaks here, so that the hook sees real tensors. Always the same: another one
         # would be compiled anew.
         self._hook = torch.compiler.disable(self._keep)
-        self._parts: list[_Microbatch] = []
+        self._parts: list[Microbatch] = []
         self._open = self._was_called = self._recompiled = False
 
     def watch(self, layer: nn.Module) -> None:
@@ -78,7 +83,7 @@ class TrainingScores:
 
     def begin_forward(self) -> None:
         """The next microbatch's forward comes now."""
-        self._parts.append(_Microbatch())
+        self._parts.append(Microbatch())
         self._open = True
 
     def end_forward(self) -> None:
@@ -88,26 +93,25 @@ class TrainingScores:
     @property
     def sizes(self) -> list[int]:
         """Samples of each microbatch so far that went through the layer."""
-        return [0 if part.inputs is None else len(part.inputs) for part in self._parts]
+        return [part.size for part in self._parts]
 
     def begin_loss(self, loss: Callable[[Any, Any], Any], outputs: Any, batch: Any) -> None:
         """The microbatch's loss is computed next: have each sample's own, if ``loss(outputs, batch)`` allows for it."""
         part = self._parts[-1]
-        if part.inputs is not None and self.mean_of_samples is not False:
-            part.losses = sample_losses(loss, outputs, batch, len(part.inputs), trial=self.mean_of_samples is None)
+        if part.inputs and self.mean_of_samples is not False:
+            part.losses = sample_losses(loss, outputs, batch, part.size, trial=self.mean_of_samples is None)
             if part.losses is None:
                 self.mean_of_samples = False
 
     def end_loss(self, value: Any) -> None:
         """The microbatch's loss is ``value``, the mean over its samples, for all of which it stands if need be."""
         part, mean = self._parts[-1], mean_loss(value)
-        if self._derives and part.output is not None and part.inputs is not None:
+        if self._derives and part.outputs:
             assert self._layer is not None
-            (grad,) = torch.autograd.grad(mean, part.output, retain_graph=True, allow_unused=True)
-            part.output = None
-            if grad is not None:
-                grad = single_position(self._layer, grad).detach()
-                part.output_grads = grad.to(torch.float32, copy=True) * len(part.inputs)
+            grads = torch.autograd.grad(mean, part.outputs, retain_graph=True, allow_unused=True)
+            found = {call: grad for call, grad in enumerate(grads) if grad is not None}
+            part.output_grads = {call: self._grad_rows(self._layer, grad) * part.size for call, grad in found.items()}
+            part.outputs = []
         wanted = mean.detach().float()
         if part.losses is not None and self.mean_of_samples is None and math.isfinite(loss := float(wanted)):
             self.mean_of_samples = abs(float(part.losses.mean()) - loss) <= 1e-3 * abs(loss) + 1e-6
@@ -133,13 +137,28 @@ class TrainingScores:
             return None
         rows = []
         for part in parts:
-            if part.inputs is None or part.output_grads is None:
-                what = "was not called in the training forward" if part.inputs is None else "got no gradient"
+            if not part.inputs or not part.output_grads:
+                what = "got no gradient" if part.inputs else "was not called in the training forward"
                 raise ValueError(f"last_layer ({type(self._layer).__name__}) {what}: name another layer")
             assert part.losses is not None
-            grads = part.output_grads if factor is None else part.output_grads * factor
-            rows.append(torch.cat([part.inputs, grads, part.losses.expand(len(part.inputs)).unsqueeze(1)], 1))
+            rows.append(torch.cat([self._part_rows(part, factor), part.losses.expand(part.size).unsqueeze(1)], 1))
         return torch.cat(rows)
+
+    # What is kept of a sample, which other classes may make less.
+
+    several_calls = False
+    """Whether the layer may be called more than once in a forward, and at several positions."""
+
+    def _input_rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        # Copies: a view would keep all of the activations that it is a part of.
+        return single_position(module, inputs).detach().to(torch.float32, copy=True)
+
+    def _grad_rows(self, module: nn.Module, grad: Tensor) -> Tensor:
+        return single_position(module, grad).detach().to(torch.float32, copy=True)
+
+    def _part_rows(self, part: Microbatch, factor: Tensor | float | None) -> Tensor:
+        grads = part.output_grads[0] if factor is None else part.output_grads[0] * factor
+        return torch.cat([part.inputs[0], grads], 1)
 
     @property
     def features(self) -> int:
@@ -157,19 +176,18 @@ class TrainingScores:
             return
         self._was_called = True
         part = self._parts[-1]
-        if part.inputs is not None:
+        if part.inputs and not self.several_calls:
             raise ValueError(
                 f"last_layer ({type(module).__name__}) is called more than once in a forward: scoring='cached' keeps "
                 "one position a sample. Use scoring='forward', or name another layer"
             )
-        # Copies: a view would keep all of the activations that it is a part of.
-        part.inputs = single_position(module, args[0]).detach().to(torch.float32, copy=True)
-
+        call = len(part.inputs)
+        part.inputs.append(self._input_rows(module, args[0]))
         if self._derives:
-            part.output = output
+            part.outputs.append(output)
             return
 
         def keep_grad(grad: Tensor) -> None:
-            part.output_grads = single_position(module, grad).detach().to(torch.float32, copy=True)
+            part.output_grads[call] = self._grad_rows(module, grad)
 
         output.register_hook(keep_grad)
