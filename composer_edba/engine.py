@@ -124,6 +124,7 @@ class Engine:
         pools: what draws them.
         scorer: runs scoring forwards.
         remembered: the other source of scores, with ``scoring="cached"``, or ``"auto"`` where it can be; else None.
+        samples_not_loaded: of those drawn for the last step, over all ranks.
         gradient_weight: what to multiply the gradient of the mean over this rank's subset by, so that the step is the
             pool's.
         steps: batches trained on so far.
@@ -143,7 +144,7 @@ class Engine:
         self._remembers = leaves_out and (settings["scoring"] == "cached" or self._is_auto)
         self._whole, self._told_why = self._is_auto or not leaves_out, False  # whether all batches stay whole
         self.remembered = self._memory() if settings["scoring"] == "cached" and leaves_out else None
-        self.gradient_weight = 1.0
+        self.gradient_weight, self.samples_not_loaded = 1.0, 0
         self.steps = self.samples_scored = self.samples_trained = self.samples_drawn = 0
         self.figures: dict[str, float] = {}
         self.last_selection: LastSelection | None = None
@@ -424,6 +425,7 @@ class Engine:
         self._observes = (before, self._by_mass and self._in_span(), indices.size / max(1, choice.pool.size))
         self.samples_trained += indices.size
         self.samples_drawn += choice.pool.size
+        self.samples_not_loaded = choice.pool.size - choice.subset.size
         assert self.pools.distinct is not None
         self.pools.distinct.add(indices.ravel())
         figures = {**choice.figures, "samples_drawn": self.samples_drawn}

@@ -212,6 +212,11 @@ class EDBA(EventAlgorithm):
                 self._loop.loss_scale = state.scaler.scale(torch.ones((), device=self._loop.device()))
 
     def _batch_end(self, state: State, logger: Logger) -> None:
+        if left_out := self._engine.samples_not_loaded:  # durations and intervals in samples go by those drawn
+            now = state.timestamp
+            state.timestamp = now.copy(
+                sample=int(now.sample) + left_out, sample_in_epoch=int(now.sample_in_epoch) + left_out
+            )
         self._length.close(state, logger)
         # Share of this step's time since the data arrived. The trainer has read the loss by now, so a GPU is in step.
         overhead = self._engine.end_step(self._gradient_factor())

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from typing_extensions import override
 
+from composer_edba.loading.ranks import world_size
 from composer_edba.scoring.norms import NormMemory
 from composer_edba.scoring.remembered import Draw, Memory, Picked, RememberedScores
 from composer_edba.scoring.training_scores import TrainingScores
@@ -17,8 +18,9 @@ from composer_edba.scoring.training_scores import TrainingScores
 __all__ = ["RememberedNorms"]
 
 _SHARE_DECAY = 0.9  # of the running mean of how many of a pool are chosen
-# A pool is first drawn a little too small, so that what is chosen of it fits into a batch, and then filled up.
-_FIRST_DRAW = 0.95
+# A pool is first drawn too small by so many standard deviations of what is chosen of it, and then filled up: of one too
+# large more would have to be left out.
+_DEVIATIONS = 3.0
 _LEAST_REST = 0.25  # of a batch: what is left of a pass is none of its own if it is expected to give less
 
 
@@ -109,8 +111,8 @@ class RememberedNorms(RememberedScores):
 
     def _fill(self, size: int, least: int, rest: int, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
         """Pools of which ``size`` samples a rank are chosen, and these; fewer at the end of a pass."""
-        guess = max(size, int(_FIRST_DRAW * size / self._share))
-        pools = draw(min(rest, guess))
+        least_share = 1 - _DEVIATIONS / math.sqrt(size * world_size())
+        pools = draw(min(rest, max(size, int(least_share * size / self._share))))
         while True:
             chosen = self._chosen(pools, size, max_subset_size=size)
             left, missing = rest - pools.shape[1], size - len(chosen) // len(pools)

@@ -39,6 +39,6 @@ class TrainingNorms(TrainingScores):
 
     @override
     def _part_rows(self, part: Microbatch, factor: Tensor | float | None) -> Tensor:
-        terms = [part.inputs[call] * grads for call, grads in part.output_grads.items()]
-        norms = torch.stack([term.flatten(1).sum(1) if term.ndim > 1 else term for term in terms]).sum(0)
-        return (norms if factor is None else norms * factor).unsqueeze(1)
+        grads = {call: norms if factor is None else norms * factor for call, norms in part.output_grads.items()}
+        terms = [part.inputs[call] * norms for call, norms in grads.items()]
+        return torch.stack([term.flatten(1).sum(1) if term.ndim > 1 else term for term in terms]).sum(0).unsqueeze(1)

@@ -11,6 +11,7 @@ from tests.support.loops import BATCH, LOOPS, SAMPLES, Record, Task
 
 ALWAYS = {"batch_size", "subset_size", "samples_scored", "samples_trained", "distinct_samples"}
 SCORED = {"margin", "model_metric", "gradient_metric", "model_average", "gradient_average"}
+BY_MASS = {"criterion": "gradient_mass", "interval": 1, "left_out": 0.3, "min_subset_size": 4}
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,19 @@ CASES = {
     "dropout": Case(BY_NOISE, passes=6, task=Task(shuffle=True, dropout=0.1), moves=True),
     "drop_last": Case(BY_NOISE, passes=6, task=Task(drop_last=True), moves=True),
     "workers": Case(BY_NOISE, task=Task(shuffle=True, workers=2), moves=True),
+    "mass": Case(BY_MASS, passes=8, moves=True, scorings=("cached",)),
+    "mass, shuffled": Case(BY_MASS, passes=6, task=Task(shuffle=True), moves=True, scorings=("cached",)),
+    "mass, drop_last": Case(BY_MASS, passes=6, task=Task(drop_last=True), moves=True, scorings=("cached",)),
+    "mass, workers": Case(BY_MASS, passes=6, task=Task(shuffle=True, workers=2), moves=True, scorings=("cached",)),
+    "mass, seldom": Case({**BY_MASS, "interval": 3}, passes=6, moves=True, scorings=("cached",)),
+    "mass, random": Case({**BY_MASS, "criterion": "random_mass"}, passes=6, moves=True, scorings=("cached",)),
+    "mass, loss": Case({**BY_LOSS, **BY_MASS}, passes=6, moves=True, scorings=("cached",)),
+    "mass, span": Case(
+        {**BY_MASS, "start": 0.3, "end": 0.8}, passes=8, moves=True, scorings=("cached",), loops=("composer", "ignite")
+    ),
+    # Weights that are powers of two, so that it is the same where in the backward they come in.
+    "mass, kept": Case({**BY_MASS, "refill": False, "size_multiple": 16, "recheck": 2}, passes=8),
+    "mass, kept, loss": Case({**BY_LOSS, **BY_MASS, "refill": False}, passes=6, moves=True, loops=("composer",)),
 }
 
 
@@ -81,8 +95,7 @@ def combinations(*loops):
 
 def run(name, scoring, loop, **arguments) -> Record:
     case = CASES[name]
-    settings = case.settings if scoring == "forward" else {**case.settings, "scoring": scoring}
-    return LOOPS[loop](settings, case.passes, case.task, **arguments)
+    return LOOPS[loop]({**case.settings, "scoring": scoring}, case.passes, case.task, **arguments)
 
 
 whole = cache(run)
@@ -103,7 +116,7 @@ def test_the_cases_have_something_to_compare(name, scoring, loop):
     steps, case = whole(name, scoring, loop).steps, CASES[name]
     figures = [step["figures"] for step in steps]
     assert all(names.keys() >= ALWAYS for names in figures)
-    assert any(names.keys() >= SCORED for names in figures)
+    assert any(names.keys() >= SCORED or "left_out_mass" in names for names in figures)
     assert any(names["subset_size"] < names["batch_size"] for names in figures)
     assert all(len(step["indices"]) == step["figures"]["subset_size"] for step in steps)
     assert {step["pass"] for step in steps} == set(range(case.passes))
