@@ -18,7 +18,9 @@ from tests.support.small_runs import Points, Watch, classifier, logged, trainer
 # The batch whose checkpoint is resumed from, inside of the third epoch of 4 steps.
 CUT = 10
 MODES = ("plain", "resumed", "workers", "workers-resumed", "microbatches", "still", "fsdp2")
+MASS = ("mass", "mass-resumed", "mass_kept", "mass_kept-resumed")
 METRICS = ("margin", "model_metric", "gradient_metric", "distinct_samples", "samples_trained", "samples_drawn")
+BY_MASS = {"criterion": "gradient_mass", "interval": 1, "left_out": 0.3}
 
 
 class Pools(Watch):
@@ -43,6 +45,8 @@ def train(mode, folder):
         num_workers=2 if mode == "workers" else 0,
     )
     edba = EDBA.paper(scoring="cached", min_subset_size=4)
+    if mode.startswith("mass"):
+        edba = EDBA(**BY_MASS, scoring="cached", min_subset_size=4, refill=mode == "mass")
     watch, gradients = Pools(edba), Gradients()
     model = classifier(dropout=0.0, batch_norm=False)
     run = trainer(
@@ -55,7 +59,7 @@ def train(mode, folder):
         dist_timeout=60.0,
         device_train_microbatch_size=7 if mode == "microbatches" else None,
         parallelism_config={"fsdp": FSDP2Config()} if mode == "fsdp2" else None,
-        save_folder=str(folder / mode) if mode in ("plain", "workers") and not resumed else None,
+        save_folder=str(folder / mode) if mode in ("plain", "workers", *MASS) and not resumed else None,
         save_interval=f"{CUT}ba",
         save_filename="ba{batch}.pt",
         load_path=str(folder / mode / f"ba{CUT}.pt") if resumed else None,
@@ -88,6 +92,6 @@ if __name__ == "__main__":
     dist.initialize_dist("cpu", timeout=60.0)
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    result = {mode: train(mode, folder) for mode in MODES}
+    result = {mode: train(mode, folder) for mode in (*MODES, *MASS)}
     result["refusal"] = refusal()
     torch.save(result, folder / f"rank{dist.get_global_rank()}.pt")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.composer.cached import cached_ranks_run
-from tests.composer.cached.cached_ranks_run import CUT, MODES
+from tests.composer.cached.cached_ranks_run import CUT, MASS, MODES
 from tests.support.paths import ROOT
 from tests.support.small_runs import Points, classifier
 
@@ -33,7 +33,7 @@ def runs(tmp_path_factory):
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(RANKS)]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, *MASS])
 def test_the_ranks_know_and_choose_the_same(runs, mode):
     first, second = (run[mode] for run in runs)
     for name in ("logged", "epoch_ends", "subsets", "state"):
@@ -83,7 +83,15 @@ def test_the_metric_is_that_of_the_union_of_all_ranks_whoever_had_recorded_its_s
         assert metric == pytest.approx(float(last_layer.norm()), rel=1e-3)
 
 
-@pytest.mark.parametrize(("whole", "resumed"), [("plain", "resumed"), ("workers", "workers-resumed")])
+@pytest.mark.parametrize(
+    ("whole", "resumed"),
+    [
+        ("plain", "resumed"),
+        ("workers", "workers-resumed"),
+        ("mass", "mass-resumed"),
+        ("mass_kept", "mass_kept-resumed"),
+    ],
+)
 def test_resumed_in_mid_epoch_they_end_bitwise_as_if_uninterrupted(runs, whole, resumed):
     for run in runs:
         a, b = run[whole], run[resumed]
@@ -93,6 +101,33 @@ def test_resumed_in_mid_epoch_they_end_bitwise_as_if_uninterrupted(runs, whole, 
         for name, values in a["logged"].items():
             assert b["logged"][name] == values[len(values) - len(b["logged"][name]) :]
         assert a["state"] == b["state"]
+
+
+@pytest.mark.parametrize("mode", ["mass", "mass_kept"])
+def test_by_mass_the_step_of_all_ranks_is_that_of_one_process(runs, mode):
+    """The gradient is the sum over what all ranks trained on, by what was drawn, or refilled by what was loaded."""
+    points, model = Points(size=250, with_index=True), classifier(dropout=0.0, batch_norm=False)
+    parameters, ranks = list(model.parameters()), [run[mode] for run in runs]
+    fewer = 0
+    for number in range(len(ranks[0]["steps"])):
+        samples = [rank["steps"][number]["samples"] for rank in ranks]
+        assert len(samples[0]) == len(samples[1])
+        union, step = torch.cat(samples), ranks[0]["steps"][number]
+        assert len(set(union.tolist())) == len(union)
+        divisor = len(union)
+        if ranks[0]["selections"][number] is not None:
+            drawn = torch.cat([rank["selections"][number][0] for rank in ranks])
+            fewer += len(union) < len(drawn)
+            assert set(union.tolist()) <= set(drawn.tolist())
+            divisor = len(union) if mode == "mass" else len(drawn)
+        nn.utils.vector_to_parameters(step["weights"], parameters)
+        batch = [torch.stack([points[i][0] for i in union]), points.y[union]]
+        model.zero_grad()
+        (model.loss(model(batch), batch) * len(union) / divisor).backward()
+        gradient = torch.cat([p.grad.flatten() for p in parameters])
+        torch.testing.assert_close(gradient, step["gradient"], rtol=1e-4, atol=1e-6)
+    assert fewer > 4
+    assert ranks[0]["logged"]["samples_drawn"][-1] == 5 * 250
 
 
 def test_uneven_ranks_are_refused(runs):
