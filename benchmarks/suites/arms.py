@@ -65,8 +65,25 @@ _RECIPE = {
     "algorithms.mixup": {"alpha": 0.2},
 }
 
+# 0.2's defaults, spelt out: an arm means the same whatever the defaults become.
+_OF_0_2 = {
+    "criterion": "margin",
+    "scoring": "forward",
+    "interval": 10,
+    "subset_size_law": "upper_half",
+    "batch_size_policy": "fixed",
+}
 # Where EDBA sizes the batch by the loss, which was its default until 0.2: `edba` and its like on the pages.
-_BY_LOSS = {"batch_size_policy": "loss"}
+_BY_LOSS = {**_OF_0_2, "batch_size_policy": "loss"}
+_BY_MASS = {
+    "criterion": "gradient_mass",
+    "scoring": "cached",
+    "interval": 1,
+    "left_out": 0.1,
+    "recheck": 3,
+    "refill": True,
+    "batch_size_policy": "fixed",
+}
 
 ARMS: dict[str, Arm] = {
     "plain": Arm("plain"),
@@ -81,17 +98,21 @@ ARMS: dict[str, Arm] = {
     "edba_whole": Arm(
         "EDBA's sizes, whole batches (control)", {"algorithms.edba": {**_BY_LOSS, "subset_size_law": 1.0}}
     ),
-    # The same beside the defaults, whatever these become.
-    "edba_default": Arm("EDBA's defaults", {"algorithms.edba": {}}),
+    "edba_default": Arm("EDBA's defaults of 0.2", {"algorithms.edba": _OF_0_2}),
     "edba_loss": Arm("EDBA, batch by the loss", {"algorithms.edba": _BY_LOSS}),
-    "edba_fixed": Arm("EDBA, fixed batch size", {"algorithms.edba": {"batch_size_policy": "fixed"}}),
+    "edba_fixed": Arm("EDBA, fixed batch size", {"algorithms.edba": _OF_0_2}),
     # With a rule of the batch size that sees every batch, and a subset of each.
     "edba_every": Arm("EDBA, every batch", {"algorithms.edba": {**_BY_LOSS, "interval": 1}}),
     "edba_cached": Arm(
         "EDBA, every batch, cached scores", {"algorithms.edba": {**_BY_LOSS, "interval": 1, "scoring": "cached"}}
     ),
     "edba_noise_scale": Arm(
-        "EDBA, every batch, noise scale", {"algorithms.edba": {"interval": 1, "batch_size_policy": "noise_scale"}}
+        "EDBA, every batch, noise scale", {"algorithms.edba": {**_OF_0_2, "interval": 1, "batch_size_policy": "noise_scale"}}
+    ),
+    "edba_mass": Arm("EDBA, gradient mass", {"algorithms.edba": _BY_MASS}),
+    "edba_mass_kept": Arm("EDBA, gradient mass, not refilled", {"algorithms.edba": {**_BY_MASS, "refill": False}}),
+    "edba_mass_random": Arm(
+        "as many samples, random members (control)", {"algorithms.edba": {**_BY_MASS, "criterion": "random_mass"}}
     ),
     "edba_paper": Arm("EDBA, the paper's settings", {"algorithms.edba": {"preset": "paper"}}),
     "edba_paper_random": Arm(

@@ -26,7 +26,6 @@ from benchmarks.suites import small_tasks
 from benchmarks.suites.evaluation import EvaluationPoints, RunRecorder, forward_flops
 from benchmarks.suites.suites import YAMLS, RunSpec
 from composer_edba.dba.algorithm import DBA
-from composer_edba.settings import SETTINGS
 from composer_edba.train.config import Config, load_config, schema_keys
 from composer_edba.train.data import BatchTensorDataset, Data
 from composer_edba.train.run import build_trainer
@@ -36,6 +35,10 @@ __all__ = ["configuration_hash", "execute"]
 PATH_POINTS = 300
 # Where the comparators were when the first lines were recorded: part of every hash since.
 _HASHED_PREFIX = "composer_edba.benchmark.algorithms."
+# The defaults of 0.2 that were not the paper's: part of the hash of every line of an EDBA that is not the paper's. Those
+# that were are part of none.
+_DEFAULTS_IN_HASHES = {"subset_size_law": "upper_half", "batch_size_policy": "fixed", "interval": 10}
+_DEFAULTS_IN_NONE = {"criterion": "margin", "scoring": "forward"}
 # What changes neither the data nor the arithmetic of a run.
 _NO_PART = ("data.root", "data.download", "torch_num_threads", "trainer.progress_bar", "trainer.run_name", "output.")
 
@@ -146,8 +149,8 @@ def configuration_hash(spec: RunSpec) -> str:
     """Tells apart configurations of a run, as 16 hexadecimal digits.
 
     It covers every key of the configuration that differs from its default, the benchmark's own algorithms and the
-    points of evaluation. Keys with a default that come later leave it as it is. EDBA's own defaults count, except where
-    they are the paper's, so that lines made with other ones are not taken for the present ones.
+    points of evaluation. Keys with a default that come later leave it as it is. EDBA's arguments count as an arm spells
+    them out, and those of 0.2's defaults that were not the paper's, as when the first lines were recorded.
     """
     content = {
         "config": _changed(_configuration(spec)),
@@ -166,8 +169,8 @@ def _changed(config: Config) -> dict[str, Any]:
             changed[key.name] = value
     given = changed.get("algorithms", {}).get("edba")
     if isinstance(given, dict) and given.get("preset") != "paper":
-        ours = {name: s.default for name, s in SETTINGS.items() if s.paper not in (..., s.default)}
-        changed["algorithms"] = {**changed["algorithms"], "edba": {**ours, **given}}
+        given = {name: value for name, value in given.items() if _DEFAULTS_IN_NONE.get(name) != value}
+        changed["algorithms"] = {**changed["algorithms"], "edba": {**_DEFAULTS_IN_HASHES, **given}}
     return changed
 
 
