@@ -135,7 +135,7 @@ class Settings(TypedDict, total=False):
     """`paper`: the paper's literal settings in place of the defaults, whatever those become."""
     criterion: Annotated[
         Literal["margin", "difference", "random", "gradient_mass", "random_mass"] | CriterionObject,
-        Setting("margin", paper="margin", others=_CRITERION),
+        Setting("gradient_mass", paper="margin", others=_CRITERION),
     ]
     """How a subset is chosen. `gradient_mass`: the samples that carry the pool's gradient, all but at most `left_out`
     of the sum of their last-layer gradient norms; `random_mass`, its control: as many, with random members. Or the best
@@ -192,9 +192,8 @@ class Settings(TypedDict, total=False):
     scoring_batch_norm: Annotated[Literal["pool", "running"], Setting("pool", paper="pool")]
     """What batch normalisation works with in the scoring forward: the pool's own statistics, as in training, or its
     running ones, as in evaluation."""
-    interval: Annotated[int, Setting(10, _whole(1), paper=1)]
-    """One batch in `interval` is scored and a subset of it chosen, the others are trained on whole; 1: every batch, the
-    paper's. Choosing costs more than it has been shown to give (docs/evidence.md)."""
+    interval: Annotated[int, Setting(1, _whole(1), paper=1)]
+    """A subset is chosen of one batch in `interval`, the others are trained on whole; 1: of every batch."""
     interrupt: Annotated[int, Setting(0, _interrupt, paper=0)]
     """Every `interrupt`-th batch of training is trained on whole and not scored, also where `interval` would have it
     scored; 0: none."""

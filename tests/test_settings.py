@@ -170,6 +170,7 @@ PAPER = {
     "end": 1.0,
 }
 NO_MATTER_OF_THE_METHOD = {"last_layer": None, "seed": None, "input_key": None, "target_key": None}
+NO_MATTER_OF_THE_METHOD |= {"left_out": 0.1, "recheck": 3, "refill": None, "size_multiple": 8}
 
 
 def test_the_papers_preset_is_literal_whatever_the_defaults_become(monkeypatch):

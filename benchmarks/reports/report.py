@@ -30,6 +30,7 @@ from benchmarks.reports.document import (
     to_html,
     to_markdown,
 )
+from benchmarks.reports.frontier import frontier_blocks
 from benchmarks.suites import suites
 from benchmarks.suites.arms import arm_title
 from benchmarks.suites.records import RecordError, read_records
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def write_report(records: Sequence[Mapping[str, Any]], suite: str, size: str, folder: Path) -> list[Path]:
-    """Write ``SUITE_SIZE.md``, its pictures ``SUITE_SIZE_*.png`` and ``SUITE_SIZE.html``, which holds all.
+    """Write ``SUITE_SIZE.md``, its pictures ``SUITE_SIZE*.png`` and ``SUITE_SIZE.html``, which holds all.
 
     The same lines give the same files.
 
@@ -101,9 +102,10 @@ def write_report(records: Sequence[Mapping[str, Any]], suite: str, size: str, fo
         cell: _ordered(found[cell], order[cell].arms if cell in order else ())
         for cell in [*(cell for cell in order if cell in found), *(cell for cell in found if cell not in order)]
     }
-    blocks: list[Block] = [
-        Heading(1, f"{SUITES[suite].title} ({size} size)"),
-        *_how_made(records, suite, size),
+    blocks: list[Block] = [Heading(1, f"{SUITES[suite].title} ({size} size)"), *_how_made(records, suite, size)]
+    if SUITES[suite].budgets:
+        return _written([*blocks, *frontier_blocks(cells, folder / f"{stem}.png")], folder / stem)
+    blocks += [
         Heading(2, "At a glance"),
         *_glance(cells, SUITES[suite]),
     ]
@@ -124,7 +126,11 @@ def write_report(records: Sequence[Mapping[str, Any]], suite: str, size: str, fo
                 Picture(picture, "Accuracy and the number of distinct samples behind it (mean, and range over seeds).")
             )
     blocks += _reading(any(map(_validated, cells.values())))
-    markdown, page = folder / f"{stem}.md", folder / f"{stem}.html"
+    return _written(blocks, folder / stem)
+
+
+def _written(blocks: Sequence[Block], stem: Path) -> list[Path]:
+    markdown, page = (stem.with_name(f"{stem.name}.{kind}") for kind in ("md", "html"))
     markdown.write_text(to_markdown(blocks), encoding="utf-8")
     page.write_text(to_html(blocks), encoding="utf-8")
     return [markdown, page]

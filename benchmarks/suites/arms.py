@@ -107,7 +107,8 @@ ARMS: dict[str, Arm] = {
         "EDBA, every batch, cached scores", {"algorithms.edba": {**_BY_LOSS, "interval": 1, "scoring": "cached"}}
     ),
     "edba_noise_scale": Arm(
-        "EDBA, every batch, noise scale", {"algorithms.edba": {**_OF_0_2, "interval": 1, "batch_size_policy": "noise_scale"}}
+        "EDBA, every batch, noise scale",
+        {"algorithms.edba": {**_OF_0_2, "interval": 1, "batch_size_policy": "noise_scale"}},
     ),
     "edba_mass": Arm("EDBA, gradient mass", {"algorithms.edba": _BY_MASS}),
     "edba_mass_kept": Arm("EDBA, gradient mass, not refilled", {"algorithms.edba": {**_BY_MASS, "refill": False}}),

@@ -35,8 +35,8 @@ __all__ = ["configuration_hash", "execute"]
 PATH_POINTS = 300
 # Where the comparators were when the first lines were recorded: part of every hash since.
 _HASHED_PREFIX = "composer_edba.benchmark.algorithms."
-# The defaults of 0.2 that were not the paper's: part of the hash of every line of an EDBA that is not the paper's. Those
-# that were are part of none.
+# The defaults of 0.2 that were not the paper's are part of the hash of every line of an EDBA that is not the paper's;
+# those that were are part of none.
 _DEFAULTS_IN_HASHES = {"subset_size_law": "upper_half", "batch_size_policy": "fixed", "interval": 10}
 _DEFAULTS_IN_NONE = {"criterion": "margin", "scoring": "forward"}
 # What changes neither the data nor the arithmetic of a run.

@@ -60,12 +60,14 @@ class Suite:
         sizes: for each size, ``cpu`` or ``gpu``, cells by name.
         published: figures that others have published, by cell and arm, shown beside ours.
         published_where: where, and under which conditions.
+        budgets: whether its cells are budgets of one training, from which the report reads what an accuracy costs.
     """
 
     title: str
     sizes: Mapping[str, Mapping[str, Cell]]
     published: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     published_where: str = ""
+    budgets: bool = False
 
 
 @dataclass(frozen=True)
@@ -585,15 +587,24 @@ def _budget_cpu(classes: int, epochs: int, seeds: int, arms: tuple[str, ...], sa
     )
 
 
+_AT_EVERY_BUDGET = ("plain", "plain_500", "edba_mass")
+_AT_ONE_BUDGET = (
+    "edba_mass_kept",
+    "edba_mass_random",
+    "infobatch",
+    "selective_backprop",
+    "edba_default",
+    "edba_loss",
+    "edba_paper",
+)
+
+
 def _full_size(classes: int) -> Suite:
-    return Suite(
-        f"What an accuracy costs: ResNet-9 on all of CIFAR-{classes}",
-        {
-            "cpu": {
-                f"{epochs}_epochs": _budget_cpu(classes, epochs, 5, ("plain", "plain_500")) for epochs in (5, 7, 10, 14)
-            }
-        },
-    )
+    def cell(epochs: int) -> Cell:
+        return _budget_cpu(classes, epochs, 5, _AT_EVERY_BUDGET + (_AT_ONE_BUDGET if epochs == 10 else ()))
+
+    title = f"What an accuracy costs: ResNet-9 on all of CIFAR-{classes}"
+    return Suite(title, {"cpu": {f"{epochs}_epochs": cell(epochs) for epochs in (5, 7, 10, 14)}}, budgets=True)
 
 
 _SMOKE = Suite(

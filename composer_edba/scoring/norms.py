@@ -59,6 +59,10 @@ class NormMemory:
         norms, returns = torch.from_numpy(self.norms[indices]), torch.from_numpy(self.omissions[indices] >= recheck)
         return select_by_gradient_mass(norms, left_out, always=returns, **bounds).numpy()
 
+    def knows_any(self, indices: np.ndarray) -> bool:
+        """Whether the norm of one of these samples is known."""
+        return bool(np.isfinite(self.norms[indices]).any())
+
     def left_out_mass(self, indices: np.ndarray, chosen: np.ndarray) -> float:
         """Share of the pool's sum of norms that is left out if ``chosen``, bool (B,), are not."""
         norms = self.norms[indices].astype(np.float64)

@@ -99,6 +99,8 @@ class RememberedNorms(RememberedScores):
         if pools.shape[1] < least or not len(indices):
             return Picked(pools, mask, {})
         self.cache.enter(indices, mask.ravel())
+        if not self.cache.knows_any(indices):
+            return Picked(pools, mask, {})
         return Picked(pools, mask, {"left_out_mass": self.cache.left_out_mass(indices, mask.ravel())})
 
     def _chosen(self, pools: np.ndarray, size: int, **bounds: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from composer_edba.method.sizing import POLICIES
-from composer_edba.settings import SETTINGS
+from composer_edba.settings import SETTINGS, is_by_mass
 from composer_edba.train.series import TARGET, Series
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ def what_edba_did(edba: EDBA, log: Mapping[str, Series], drawn: int, trained: in
         drawn: Samples that the loader gave.
         trained: Samples that were trained on; None: not counted.
     """
-    batches, scored = len(log.get("edba/subset_size", ())), len(log.get("edba/margin", ()))
+    batches = len(log.get("edba/subset_size", ()))
+    scored = len(log.get("edba/left_out_mass" if is_by_mass(edba.settings["criterion"]) else "edba/margin", ()))
     if scored == 0:
         names = ("interval", "interrupt", "start", "end")
         given = {name: edba.settings[name] for name in names}

@@ -166,7 +166,7 @@ def test_start_end_and_interrupt_leave_plain_steps_alone():
 
 def test_by_default_one_batch_in_ten_is_scored():
     watch = Watch()
-    run = trainer([EDBA(batch_size_policy="fixed")], callbacks=[watch], max_duration="8ep")
+    run = trainer([EDBA(criterion="margin", interval=10)], callbacks=[watch], max_duration="8ep")
     run.fit()
     scored = logged(run, "edba/samples_scored")
     assert len(scored) == 32
@@ -178,7 +178,7 @@ def test_by_default_one_batch_in_ten_is_scored():
 
 def test_the_loss_policy_goes_by_the_trainers_learning_rate():
     def largest_batch(alpha_f):
-        asked, algorithm = [], EDBA(interval=1, batch_size_policy="loss")
+        asked, algorithm = [], EDBA(criterion="margin", interval=1, batch_size_policy="loss")
 
         class Sizes(Callback):
             def batch_end(self, state, logger):
@@ -197,7 +197,7 @@ def test_the_loss_policy_goes_by_the_trainers_learning_rate():
 
 def test_policy_options_are_the_policys_constants():
     def sizes(**options):
-        algorithm = EDBA(interval=1, batch_size_policy="loss", policy_options=options)
+        algorithm = EDBA(criterion="margin", interval=1, batch_size_policy="loss", policy_options=options)
         trainer([algorithm], max_duration="12ep").fit()
         return algorithm.batch_size
 
@@ -209,7 +209,7 @@ def test_policy_options_are_the_policys_constants():
 
 @pytest.mark.parametrize(("interval", "decay"), [(1, 0.9), (2, 0.81), (10, 0.9**10)])
 def test_the_averages_decay_by_batches_and_not_by_scored_batches(interval, decay):
-    run = trainer([EDBA(interval=interval, batch_size_policy="fixed")], max_duration="10ep")
+    run = trainer([EDBA(criterion="margin", interval=interval, batch_size_policy="fixed")], max_duration="10ep")
     run.fit()
     metrics, averages = logged(run, "edba/model_metric"), logged(run, "edba/model_average")
     assert len(metrics) == 40 // interval
@@ -238,7 +238,7 @@ def test_the_papers_settings_stay_whatever_the_defaults_become():
         "start": 0.0,
         "end": 1.0,
     }
-    no_method = {"last_layer", "input_key", "target_key"}
+    no_method = {"last_layer", "input_key", "target_key", "left_out", "recheck", "refill", "size_multiple"}
     settings = EDBA.paper().settings
     assert {name: value for name, value in settings.items() if name not in no_method} == paper
     assert EDBA(preset="paper").settings == settings
@@ -506,7 +506,7 @@ def test_iterable_data_sets_are_resized_in_place(sized):
             r"batch_size_policy is 'margins': it must be one of 'loss', 'margin', 'noise_scale'",
         ),
         ({"criterion": "loss"}, r"criterion is 'loss'"),
-        ({"scoring": "magic"}, r"scoring is 'magic': it must be one of 'forward'"),
+        ({"scoring": "magic"}, r"scoring is 'magic': it must be one of 'auto', 'forward'"),
         ({"last_layer": 3}, r"last_layer is 3: it must be a module of the model, its name, or None"),
         ({"subset_size_law": "even"}, r"subset_size_law is 'even'"),
         ({"policy_options": [1]}, r"policy_options is \[1\]: it must be a mapping"),

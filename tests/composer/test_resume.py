@@ -118,7 +118,8 @@ def test_other_settings_than_the_checkpoints_are_told_once(tmp_path):
     assert "interval: 1 -> 3" in told
     assert "batch_size_policy: 'margin' -> 'fixed'" in told
     assert "min_subset_size: 5 -> 10" in told
-    assert "scoring" not in told
+    assert "scoring: 'forward' -> 'auto'" in told
+    assert "ema_decay" not in told
 
 
 def steadiest(gradient_metrics, model_metric, averages):

@@ -18,7 +18,9 @@ def counted():
 
 
 MADE = {
-    "loss": lambda: EDBA(interval=1, batch_size_policy="loss", policy_options={"window": 2, "tolerance": 1.1}),
+    "loss": lambda: EDBA(
+        criterion="margin", interval=1, batch_size_policy="loss", policy_options={"window": 2, "tolerance": 1.1}
+    ),
     "margin": lambda: EDBA.paper(policy_options={"window": 2, "cooldown": 1, "threshold": 0.05}),
     "cached": lambda: EDBA.paper(scoring="cached", policy_options={"window": 2, "cooldown": 1, "threshold": 0.05}),
     "policy object": lambda: EDBA.paper(batch_size_policy=counted()),

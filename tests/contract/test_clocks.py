@@ -12,7 +12,7 @@ from tests.support.small_runs import Watch, logged, points_loader, trainer
 from tests.support.torch_runs import loader, net, sgd
 
 BATCHES = 7  # a pass
-FIXED = {"interval": 1, "batch_size_policy": "fixed"}
+FIXED = {"criterion": "margin", "interval": 1, "batch_size_policy": "fixed"}
 
 
 def chosen(loop, passes, scoring="forward", **settings):
@@ -56,7 +56,12 @@ def test_where_an_epoch_is_a_number_of_batches_its_parts_are_counted_in_them():
 # ---- what the loss policy compares with
 
 
-BY_LOSS = {"interval": 1, "batch_size_policy": "loss", "policy_options": {"window": 2, "tolerance": 1.1}}
+BY_LOSS = {
+    "criterion": "margin",
+    "interval": 1,
+    "batch_size_policy": "loss",
+    "policy_options": {"window": 2, "tolerance": 1.1},
+}
 
 
 def policy_of(algorithm):

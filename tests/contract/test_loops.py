@@ -36,23 +36,35 @@ class Case:
 
 
 # Short windows, so that a short run decides more than once.
-BY_LOSS = {"interval": 1, "batch_size_policy": "loss", "policy_options": {"window": 2, "tolerance": 1.1}}
+BY_LOSS = {
+    "criterion": "margin",
+    "interval": 1,
+    "batch_size_policy": "loss",
+    "policy_options": {"window": 2, "tolerance": 1.1},
+}
 BY_MARGIN = {
+    "criterion": "margin",
     "interval": 1,
     "batch_size_policy": "margin",
     "policy_options": {"window": 2, "cooldown": 1, "threshold": 0.05, "hysteresis": 0.0},
 }
-BY_NOISE = {"interval": 1, "batch_size_policy": "noise_scale", "policy_options": {"window": 3, "cooldown": 1}}
+BY_NOISE = {
+    "criterion": "margin",
+    "interval": 1,
+    "batch_size_policy": "noise_scale",
+    "policy_options": {"window": 3, "cooldown": 1},
+}
 
 CASES = {
-    "default": Case({}, passes=8),
+    "default": Case({}, passes=8, moves=True, scorings=("auto",)),
+    "margin, seldom": Case({"criterion": "margin", "interval": 10}, passes=8),
     "paper": Case({"preset": "paper"}),
     "paper, random": Case({"preset": "paper", "criterion": "random"}),
     "paper, difference": Case({"preset": "paper", "criterion": "difference"}),
     "loss": Case(BY_LOSS, passes=6, moves=True),
     "margin": Case(BY_MARGIN, passes=6, moves=True),
     "noise_scale": Case(BY_NOISE, passes=6, moves=True),
-    "fixed": Case({"interval": 1, "batch_size_policy": "fixed"}),
+    "fixed": Case({"criterion": "margin", "interval": 1, "batch_size_policy": "fixed"}),
     "bounds": Case({**BY_NOISE, "min_batch_size": 24, "max_batch_size": 48, "min_subset_size": 20}, moves=True),
     "interval": Case({**BY_LOSS, "interval": 3}, passes=8, moves=True),
     "interrupt": Case({**BY_NOISE, "interrupt": 3}, passes=6, moves=True),

@@ -229,7 +229,7 @@ def test_a_class_whose_size_is_a_property_is_no_object_but_makes_one():
 @pytest.mark.parametrize("made", [None, 64, difference])
 def test_a_function_that_makes_no_rule_is_refused(made):
     with pytest.raises((TypeError, ValueError), match="batch_size_policy"):
-        SubsetLoader(loader(), net(), LOSS, batch_size_policy=lambda size, minimum, maximum: made)
+        SubsetLoader(loader(), net(), LOSS, criterion="margin", batch_size_policy=lambda size, minimum, maximum: made)
 
 
 @pytest.mark.parametrize("size", [0, -3, 12.7, None])
@@ -239,7 +239,7 @@ def test_a_rule_with_a_size_that_no_batch_can_have_is_refused(size):
             self.size = size
 
     with pytest.raises((TypeError, ValueError), match="batch_size_policy"):
-        list(SubsetLoader(loader(), net(), LOSS, batch_size_policy=Wrong, interval=1))
+        list(SubsetLoader(loader(), net(), LOSS, criterion="margin", batch_size_policy=Wrong, interval=1))
 
 
 def test_a_batch_size_rule_is_no_criterion():

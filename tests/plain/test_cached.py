@@ -97,7 +97,15 @@ def test_recording_leaves_the_training_as_it_is():
         torch.manual_seed(5)
         model, data = net(), loader()
         subsets = SubsetLoader(
-            data, model, LOSS, scoring="cached", subset_size_law=1.0, interval=1, batch_size_policy="fixed", seed=0
+            data,
+            model,
+            LOSS,
+            criterion="margin",
+            scoring="cached",
+            subset_size_law=1.0,
+            interval=1,
+            batch_size_policy="fixed",
+            seed=0,
         )
         optimizer = sgd(model)
         for _ in range(3):

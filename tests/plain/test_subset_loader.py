@@ -165,6 +165,7 @@ def test_split_and_forward():
         split=lambda batch: (batch["points"], batch["labels"]),
         forward=lambda model, x: {"logits": model(x)},
         last_layer=model.fc,
+        criterion="margin",
     )
     batches = [batch for _ in range(3) for batch in subsets]
     assert min(len(batch["labels"]) for batch in batches) < 64

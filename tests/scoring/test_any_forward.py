@@ -418,7 +418,7 @@ def test_a_plain_loop_checks_its_model_once():
     data = DataLoader(TensorDataset(torch.randn(64, 6), torch.randint(4, (64,))), batch_size=16)
     per_step = []
     for _ in SubsetLoader(
-        data, model, nn.CrossEntropyLoss(), optimizer=torch.optim.SGD(model.parameters()), interval=1
+        data, model, nn.CrossEntropyLoss(), criterion="margin", optimizer=torch.optim.SGD(model.parameters())
     ):
         per_step.append(len(calls))
         calls.clear()

@@ -83,14 +83,14 @@ def test_the_batch_size_is_drawn_as_steps_beside_the_size_aimed_at(monkeypatch, 
 
 
 def test_a_size_that_was_always_reached_is_drawn_once(monkeypatch, tmp_path):
-    trainer = trained([EDBA(batch_size_policy="fixed", min_subset_size=4)], batch_size=25)
+    trainer = trained([EDBA(criterion="margin", interval=10, min_subset_size=4)], batch_size=25)
     log = read_log(trainer)
     assert set(log[TARGET].values) == {25}
     assert "size aimed at" not in drawn(monkeypatch, trainer, log, tmp_path / "run.png")[0]
 
 
 def test_only_chosen_subsets_are_points(monkeypatch, tmp_path):
-    trainer = trained([EDBA(interval=3, min_subset_size=4)])
+    trainer = trained([EDBA(criterion="margin", interval=3, min_subset_size=4)])
     points = []
     monkeypatch.setattr("composer_edba.train.picture._draw_points", lambda axis, series, *style: points.append(series))
     plot_run(summarize(trainer, SAMPLES).title, read_log(trainer), tmp_path / "run.png")

@@ -100,7 +100,7 @@ def test_tensorboard_takes_one_key(tmp_path):
     tags = set()
     for events in folder.glob("events.*"):
         tags.update(EventAccumulator(str(events)).Reload().Tags()["scalars"])
-    assert {"edba/batch_size", "edba/subset_size", "edba/margin", "edba/overhead"} <= tags
+    assert {"edba/batch_size", "edba/subset_size", "edba/samples_trained", "edba/overhead"} <= tags
 
 
 def test_composers_algorithms_run_beside_edba(tmp_path):

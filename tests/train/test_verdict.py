@@ -32,7 +32,7 @@ class Sizes:
 
 
 def verdict(max_duration="2ep", batch_size=25, loader=None, **settings):
-    edba = EDBA(**{"min_subset_size": 4, "interval": 1, **settings})
+    edba = EDBA(**{"min_subset_size": 4, "criterion": "margin", "interval": 1, **settings})
     return summarize(trained([edba], max_duration=max_duration, batch_size=batch_size, loader=loader), SAMPLES).edba
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.suites.arms import ARMS
 from benchmarks.suites.evaluation import EvaluationPoints, forward_flops
 from benchmarks.suites.run import configuration_hash, execute
 from benchmarks.suites.suites import YAMLS, planned_runs
@@ -133,14 +134,23 @@ def test_a_run_is_the_same_when_done_again():
     assert once == again
 
 
-def test_defaults_of_edba_belong_to_a_configuration_and_the_papers_do_not_change(monkeypatch):
-    default, loss, paper = (configuration_hash(spec(arm)) for arm in ("edba_default", "edba", "edba_paper"))
-    assert default == configuration_hash(spec("edba_fixed")), "what is not said is hashed too"
-    rule = dataclasses.replace(SETTINGS["batch_size_policy"], default="loss")
-    with monkeypatch.context() as patch:
-        patch.setitem(SETTINGS, "batch_size_policy", rule)
-        assert configuration_hash(spec("edba_default")) == loss == configuration_hash(spec("edba"))
-    monkeypatch.setitem(SETTINGS, "interval", dataclasses.replace(SETTINGS["interval"], default=7))
-    assert configuration_hash(spec("edba_default")) != default
-    assert configuration_hash(spec("edba")) != loss
-    assert configuration_hash(spec("edba_paper")) == paper
+def test_an_arm_keeps_its_hash_whatever_the_defaults_become(monkeypatch):
+    arms = [arm for arm in ARMS if "algorithms.edba" in ARMS[arm].overrides]
+    before = {arm: configuration_hash(spec(arm)) for arm in arms}
+    assert before["edba_default"] == before["edba_fixed"] != before["edba"]
+    assert len(set(before.values())) > len(arms) / 2
+    for name, other in {
+        "batch_size_policy": "loss",
+        "interval": 7,
+        "criterion": "difference",
+        "scoring": "cached",
+    }.items():
+        monkeypatch.setitem(SETTINGS, name, dataclasses.replace(SETTINGS[name], default=other))
+    assert {arm: configuration_hash(spec(arm)) for arm in arms} == before
+
+
+def test_an_arm_spells_out_what_the_defaults_may_change():
+    for arm, entry in ARMS.items():
+        given = entry.overrides.get("algorithms.edba")
+        if given and given.get("preset") != "paper":
+            assert given.keys() >= {"criterion", "scoring", "interval", "batch_size_policy"}, arm

@@ -158,8 +158,8 @@ def test_less_of_a_loss_is_better(tmp_path):
     records += [line("edba_loss", seed, 0.6 + 0.1 * seed, "mse_adam", "loss") for seed in range(2)]
     text = table(records, tmp_path)
     assert "| test loss, last epoch | mse_adam |" in text
-    assert "| EDBA's defaults | 0.350 ± 0.071 |" in text
-    assert "| mse_adam | EDBA's defaults - plain | better | -0.100 [-0.100, -0.100] |" in text
+    assert "| EDBA's defaults of 0.2 | 0.350 ± 0.071 |" in text
+    assert "| mse_adam | EDBA's defaults of 0.2 - plain | better | -0.100 [-0.100, -0.100] |" in text
     assert "| EDBA, batch by the loss | worse | +0.200 [+0.200, +0.200] |" in text
 
 

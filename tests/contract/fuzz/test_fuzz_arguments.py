@@ -21,8 +21,12 @@ RIGHT = {
     "min_batch_size": st.integers(1, 2000),
     "max_batch_size": st.integers(1, 10**9),
     "batch_size_policy": st.sampled_from(["loss", "margin", "noise_scale", "fixed"]),
-    "criterion": st.sampled_from(["margin", "difference", "random"]),
-    "scoring": st.sampled_from(["forward", "cached"]),
+    "criterion": st.sampled_from(["margin", "difference", "random", "gradient_mass", "random_mass"]),
+    "left_out": st.floats(0, 1, exclude_max=True),
+    "recheck": st.integers(1, 10**6),
+    "refill": st.sampled_from([None, True, False]),
+    "size_multiple": st.integers(1, 10**6),
+    "scoring": st.sampled_from(["auto", "forward", "cached"]),
     "scale_factor": st.floats(0, 1, exclude_min=True),
     "start": st.floats(0, 1),
     "end": st.floats(0, 1),
@@ -87,9 +91,11 @@ def expected_right(arguments):
     def of_users(name):
         return callable(arguments[name])
 
-    if not all(number(arguments[name]) for name in ("ema_decay", "scale_factor", "start", "end")):
+    if not all(number(arguments[name]) for name in ("ema_decay", "scale_factor", "start", "end", "left_out")):
         return False
     counts = {
+        "recheck": 1,
+        "size_multiple": 1,
         "num_candidates": 1,
         "min_subset_size": 1,
         "min_batch_size": 1,
@@ -132,19 +138,28 @@ def expected_right(arguments):
             right = options.get("factor", 2) >= options.get("tolerance", 1.5)
         return right
 
-    law = arguments["subset_size_law"]
+    law, by_mass = arguments["subset_size_law"], one_of("criterion", "gradient_mass", "random_mass")
+    forward = one_of("scoring", "forward") or (one_of("scoring", "auto") and not by_mass)
+    refill = arguments["refill"]
     return (
-        0 <= arguments["ema_decay"] < 1
+        0 <= arguments["left_out"] < 1
+        and (refill is None or refill is False or (refill is True and by_mass and not one_of("scoring", "forward")))
+        and not (by_mass and one_of("batch_size_policy", "margin", "noise_scale"))
+        and 0 <= arguments["ema_decay"] < 1
         and 0 < arguments["scale_factor"] <= 1
         and 0 <= arguments["start"] < arguments["end"] <= 1
         and max(arguments["min_batch_size"], arguments["min_subset_size"]) <= arguments["max_batch_size"]
         and arguments["interrupt"] != 1
         and (one_of("batch_size_policy", "loss", "margin", "noise_scale", "fixed") or of_users("batch_size_policy"))
-        and (one_of("criterion", "margin", "difference", "random") or of_users("criterion"))
+        and (by_mass or one_of("criterion", "margin", "difference", "random") or of_users("criterion"))
         and one_of("scoring_batch_norm", "pool", "running")
         and (
-            one_of("scoring", "forward")
-            or (one_of("scoring", "cached") and arguments["scale_factor"] == 1 and one_of("scoring_batch_norm", "pool"))
+            forward
+            or (
+                one_of("scoring", "auto", "cached")
+                and arguments["scale_factor"] == 1
+                and one_of("scoring_batch_norm", "pool")
+            )
         )
         and right_options()
         and (arguments["last_layer"] is None or isinstance(arguments["last_layer"], (str, nn.Module)))

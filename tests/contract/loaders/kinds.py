@@ -243,14 +243,19 @@ class LoaderTask(Task):
 
 
 SIZES = [32, 20, 45, 11, 60, 27]
-RESIZED = {"interval": 1, "batch_size_policy": following(SIZES)}
+RESIZED = {"criterion": "margin", "interval": 1, "batch_size_policy": following(SIZES)}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "unchosen": {"interval": 10**6, "batch_size_policy": "fixed"},
-    "fixed": {"interval": 1, "batch_size_policy": "fixed"},
+    "unchosen": {"criterion": "margin", "interval": 10**6, "batch_size_policy": "fixed"},
+    "fixed": {"criterion": "margin", "interval": 1, "batch_size_policy": "fixed"},
     "resized": RESIZED,
     "seldom": {**RESIZED, "interval": 3},
-    "noise_scale": {"interval": 1, "batch_size_policy": "noise_scale", "policy_options": {"window": 3, "cooldown": 1}},
+    "noise_scale": {
+        "criterion": "margin",
+        "interval": 1,
+        "batch_size_policy": "noise_scale",
+        "policy_options": {"window": 3, "cooldown": 1},
+    },
     "cached": {**RESIZED, "scoring": "cached"},
-    "cached_fixed": {"interval": 1, "batch_size_policy": "fixed", "scoring": "cached"},
+    "cached_fixed": {"criterion": "margin", "interval": 1, "batch_size_policy": "fixed", "scoring": "cached"},
     "few_batches": RESIZED,  # and a Trainer's epoch that is cut off
 }

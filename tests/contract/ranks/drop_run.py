@@ -29,7 +29,7 @@ MODES = {
     "plain": None,
     "forward": {},
     "criterion": {"criterion": failing},
-    "cached": {"scoring": "cached", "batch_size_policy": "fixed"},
+    "cached": {"criterion": "margin", "scoring": "cached", "batch_size_policy": "fixed"},
 }
 
 

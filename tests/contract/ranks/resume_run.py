@@ -84,7 +84,7 @@ class OrderNoted(Callback):
 def run(make, subset_batches, folder, load_path=None):
     noted, model = OrderNoted(), classifier()
     made = trainer(
-        [EDBA(batch_size_policy=following(SIZES), interval=1)],
+        [EDBA(criterion="margin", batch_size_policy=following(SIZES), interval=1)],
         loader=make(),
         max_duration=f"{PASSES}ep",
         callbacks=[noted],

@@ -15,7 +15,7 @@ torchdata = pytest.importorskip("torchdata.stateful_dataloader")
 
 # More batches in a pass than workers fetch ahead.
 PASSES, BATCH = 3, 16
-SETTINGS = {"batch_size_policy": following([16, 16, 24, 20, 28, 12]), "interval": 1}
+SETTINGS = {"criterion": "margin", "batch_size_policy": following([16, 16, 24, 20, 28, 12]), "interval": 1}
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ streaming = pytest.importorskip("streaming")
 
 # More batches in a pass than workers fetch ahead.
 PASSES, BATCH = 3, 16
-GROWING = {"batch_size_policy": following([16, 16, 24, 20, 28, 12]), "interval": 1}
-FIXED = {"batch_size_policy": "fixed", "interval": 1}
+GROWING = {"criterion": "margin", "batch_size_policy": following([16, 16, 24, 20, 28, 12]), "interval": 1}
+FIXED = {"criterion": "margin", "batch_size_policy": "fixed", "interval": 1}
 
 
 class Points(streaming.StreamingDataset):
