@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from composer_edba.method.equation import check_gradient_shapes
 
-__all__ = ["gradient_norms", "select_by_gradient_mass"]
+__all__ = ["GrowingPool", "carriers", "gradient_norms", "select_by_gradient_mass"]
 
 
 def gradient_norms(inputs: Tensor, output_grads: Tensor, bias: bool = True) -> Tensor:
@@ -76,16 +77,62 @@ def select_by_gradient_mass(
             f"max_subset_size is {max_subset_size}: it must be a multiple of size_multiple, {size_multiple}, and at "
             f"least min_subset_size, {min_subset_size}"
         )
-    size, mass = len(norms), norms.detach().to("cpu", torch.float64)
-    known = mass.isfinite()
-    stays = ~known if always is None else ~known | always.cpu()
+    known = norms.detach().to("cpu", torch.float64).numpy()
+    stays = np.zeros(len(norms), dtype=bool) if always is None else always.cpu().numpy()
+    return torch.from_numpy(carriers(known, stays, left_out, min_subset_size, max_subset_size, size_multiple))
+
+
+def carriers(
+    norms: np.ndarray,
+    stays: np.ndarray,
+    left_out: float,
+    min_subset_size: int = 1,
+    max_subset_size: int | None = None,
+    size_multiple: int = 1,
+) -> np.ndarray:
+    """:func:`select_by_gradient_mass` of arrays, unchecked: float64 (B,) and bool (B,) give int64 (k,)."""
+    size, known = len(norms), np.isfinite(norms)
+    stays = stays | ~known
     most = size if max_subset_size is None else min(size, max_subset_size)
     if most == size and (left_out == 0 or stays.all()):
-        return torch.arange(size)
-    mass = mass.where(known, mass[known].mean().nan_to_num())  # none is known: all count the same
-    order = mass.where(~stays, torch.inf).argsort(stable=True)
-    lightest = order[: size - int(stays.sum())]
-    fit = torch.searchsorted(mass[lightest].cumsum(0), left_out * mass.sum(), right=True)
-    chosen = max(size - int(fit), min_subset_size)
+        return np.arange(size)
+    if not known.all():  # where none is known all count the same
+        norms = np.where(known, norms, norms[known].mean() if known.any() else 0.0)
+    order = np.where(stays, np.inf, norms).argsort(kind="stable")
+    lightest = norms[order[: size - np.count_nonzero(stays)]].cumsum()
+    chosen = max(size - int(np.searchsorted(lightest, left_out * norms.sum(), side="right")), min_subset_size)
     chosen = min(-(-chosen // size_multiple) * size_multiple, most)
-    return order[size - chosen :].sort().values
+    return np.sort(order[size - chosen :])
+
+
+class GrowingPool:
+    """How many samples carry the gradient of a pool that grows, without sorting it anew.
+
+    Args:
+        left_out: see :func:`select_by_gradient_mass`.
+    """
+
+    def __init__(self, left_out: float):
+        self._left_out = left_out
+        self._lightest: np.ndarray = np.empty(0)  # ascending, of those that may be left out
+        self._size = self._known = 0
+        self._mass = 0.0  # of those whose norm is known
+
+    def add(self, norms: np.ndarray, stays: np.ndarray) -> int:
+        """Take in samples, arrays as for :func:`carriers`; the smallest subset then has so many.
+
+        Where all norms are known, these are at most as many more as samples came.
+        """
+        known = np.isfinite(norms)
+        found = norms[known]
+        self._size, self._known, self._mass = (
+            self._size + len(norms),
+            self._known + len(found),
+            self._mass + found.sum(),
+        )
+        light = np.sort(found[~stays[known]])
+        self._lightest = np.insert(self._lightest, self._lightest.searchsorted(light), light)
+        if not self._known:
+            return self._size
+        most = self._left_out * self._mass * (self._size / self._known)  # the others count as the mean of these
+        return self._size - int(self._lightest.cumsum().searchsorted(most, side="right"))

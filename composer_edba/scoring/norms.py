@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from composer_edba.method.gradient_mass import select_by_gradient_mass
+from composer_edba.method.gradient_mass import carriers
 
 __all__ = ["NormMemory"]
 
@@ -47,6 +47,10 @@ class NormMemory:
         norms = rows[:, 0].cpu().numpy()
         self.norms[indices] = np.where(np.isfinite(norms), norms, np.nan)
 
+    def known(self, indices: np.ndarray, recheck: int) -> tuple[np.ndarray, np.ndarray]:
+        """The norms of samples, float64 (B,), and which of them were left out ``recheck`` times in a row, bool (B,)."""
+        return self.norms[indices].astype(np.float64), self.omissions[indices] >= recheck
+
     def choose(self, indices: np.ndarray, left_out: float, recheck: int, **bounds: Any) -> np.ndarray:
         """Positions in the pool ``indices`` that carry its gradient, int64 (k,), ascending.
 
@@ -56,8 +60,7 @@ class NormMemory:
             recheck: a sample that was left out so often in a row is chosen.
             bounds: further arguments of that function.
         """
-        norms, returns = torch.from_numpy(self.norms[indices]), torch.from_numpy(self.omissions[indices] >= recheck)
-        return select_by_gradient_mass(norms, left_out, always=returns, **bounds).numpy()
+        return carriers(*self.known(indices, recheck), left_out, **bounds)
 
     def knows_any(self, indices: np.ndarray) -> bool:
         """Whether the norm of one of these samples is known."""

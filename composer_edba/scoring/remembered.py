@@ -209,6 +209,8 @@ class RememberedScores(abc.ABC):
                     f"the loader's sampler gives {drawn[0]!r} and the like: scoring='cached' needs indices from 0 to "
                     f"{self.cache.size - 1}, the data set's length less 1. Use scoring='forward'"
                 )
+            if world_size() == 1:
+                return pool.astype(np.int64).reshape(1, -1)
             mine.numbers = (len(drawn), *map(int, drawn), *[0] * (size - len(drawn)))
         lengths, *columns = mine.exchange(self._device)
         return np.array(columns[: min(lengths)], dtype=np.int64).reshape(-1, world_size()).T

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from composer_edba.loading.ranks import world_size
+from composer_edba.method.gradient_mass import GrowingPool
 from composer_edba.scoring.norms import NormMemory
 from composer_edba.scoring.remembered import Draw, Memory, Picked, RememberedScores
 from composer_edba.scoring.training_scores import TrainingScores
@@ -18,10 +18,7 @@ from composer_edba.scoring.training_scores import TrainingScores
 __all__ = ["RememberedNorms"]
 
 _SHARE_DECAY = 0.9  # of the running mean of how many of a pool are chosen
-# A pool is first drawn too small by so many standard deviations of what is chosen of it, and then filled up: of one too
-# large more would have to be left out.
-_DEVIATIONS = 3.0
-_LEAST_REST = 0.25  # of a batch: what is left of a pass is none of its own if it is expected to give less
+_LEAST_REST = 0.1  # of a batch: what is left of a pass is none of its own if it is expected to give less
 
 
 class RememberedNorms(RememberedScores):
@@ -50,7 +47,7 @@ class RememberedNorms(RememberedScores):
         super().__init__(scheduled, training)
         self._settings, self._generator, self._size_multiple = settings, generator, size_multiple
         self._refill = refill
-        self._share = self._yield = 1.0  # running means: how many of a pool that is chosen from, and of any, are loaded
+        self._share = 1.0  # running mean of how many of a pool are loaded
 
     @override
     def _new_memory(self, size: int) -> Memory:
@@ -58,12 +55,12 @@ class RememberedNorms(RememberedScores):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "shares": [self._share, self._yield]}
+        return {**super().state_dict(), "share": self._share}
 
     @override
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         super().load_state_dict(saved)
-        self._share, self._yield = saved.get("shares", (1.0, 1.0))
+        self._share = saved.get("share", 1.0)
         self._tell_sampler()
 
     @override
@@ -71,19 +68,19 @@ class RememberedNorms(RememberedScores):
         super().install(*args, **arguments)
         self._tell_sampler()
 
-    def _note_yield(self, share: float) -> None:
-        self._yield = _SHARE_DECAY * self._yield + (1 - _SHARE_DECAY) * share
+    def _note_share(self, share: float) -> None:
+        self._share = _SHARE_DECAY * self._share + (1 - _SHARE_DECAY) * share
         self._tell_sampler()
 
     def _tell_sampler(self) -> None:
         if self._sampler is not None and self._refill:
-            self._sampler.share = self._yield
+            self._sampler.share = self._share
 
     @override
     def _pick(self, number: int, size: int, least: int, rest: int | None, draw: Draw) -> Picked:
         if not self._scheduled(number):
             pools = draw(size)
-            self._note_yield(1.0)
+            self._note_share(1.0)
             return Picked(pools, np.ones(pools.shape, dtype=bool), {})
         if self._refill:
             assert rest is not None
@@ -113,25 +110,20 @@ class RememberedNorms(RememberedScores):
 
     def _fill(self, size: int, least: int, rest: int, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
         """Pools of which ``size`` samples a rank are chosen, and these; fewer at the end of a pass."""
-        least_share = 1 - _DEVIATIONS / math.sqrt(size * world_size())
-        pools = draw(min(rest, max(size, int(least_share * size / self._share))))
-        while True:
-            chosen = self._chosen(pools, size, max_subset_size=size)
-            left, missing = rest - pools.shape[1], size - len(chosen) // len(pools)
-            if left <= 0 or missing <= 0:
-                break
-            more = draw(min(left, missing))
-            pools = np.concatenate([pools, more], axis=1)
-            if more.shape[1] < min(left, missing):  # a sampler has come to its end before it said
-                rest = pools.shape[1]
-        drawn = pools.shape[1]
-        if left > 0 and drawn > 0:
-            share = min(1.0, size / drawn)
-            self._share = _SHARE_DECAY * self._share + (1 - _SHARE_DECAY) * share
-            self._note_yield(share)
-        if least == 1 and 0 < left * self._share < _LEAST_REST * size:
-            pools = np.concatenate([pools, draw(left)], axis=1)
-            left = 0
-        if left <= 0:
-            chosen = self._chosen(pools, size, min_subset_size=min(size, pools.shape[1]), max_subset_size=size)
-        return pools, chosen
+        growing, parts, drawn, missing = GrowingPool(self._settings["left_out"]), [], 0, size
+        while rest > 0 and missing > 0:
+            # Of what is drawn for the missing ones no more than these can be chosen: each draw adds one at most.
+            parts.append(draw(wanted := min(rest, missing)))
+            if (found := parts[-1].shape[1]) < wanted:  # a sampler has come to its end before it said
+                rest = found
+            drawn, rest = drawn + found, rest - found
+            kept = growing.add(*self.cache.known(parts[-1].ravel(), self._settings["recheck"]))
+            missing = size - kept // len(parts[-1])
+        if rest > 0:
+            self._note_share(min(1.0, size / drawn))
+            if self._share < 1 and least == 1 and rest * self._share < _LEAST_REST * size:
+                parts.append(draw(rest))
+                rest = 0
+        pools = np.concatenate(parts, axis=1)
+        # At the end of a pass what was left out last fills the batch up.
+        return pools, self._chosen(pools, size, min_subset_size=min(size, pools.shape[1]), max_subset_size=size)

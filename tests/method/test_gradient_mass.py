@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +12,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from composer_edba.functional import gradient_inner_products, gradient_norms, select_by_gradient_mass
+from composer_edba.method.gradient_mass import GrowingPool, carriers
 
 shares = st.floats(0, 0.99)
 # Whole numbers: their sums are exact, so that a sum that is just the share is one.
@@ -137,3 +139,19 @@ def test_what_is_out_of_range_is_refused(arguments, words):
 def test_shapes_of_other_samples_are_refused():
     with pytest.raises(ValueError, match="both need the same leading dimensions"):
         gradient_norms(torch.ones(3, 4), torch.ones(2, 4))
+
+
+@given(data=st.data(), left_out=st.floats(0, 0.9), seed=st.integers(0, 999))
+def test_a_growing_pool_counts_what_the_whole_one_would(data, left_out, seed):
+    generator = np.random.default_rng(seed)
+    parts = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=6))
+    growing, norms, stays, before = GrowingPool(left_out), np.empty(0), np.empty(0, dtype=bool), 0
+    for size in parts:
+        more = generator.integers(1, 1000, size).astype(float)  # whole numbers, whose sums are exact in any order
+        more[generator.random(size) < 0.1] = np.nan
+        back = generator.random(size) < 0.1
+        kept = growing.add(more, back)
+        assert np.isnan(np.concatenate([norms, more])).any() or kept <= before + size
+        norms, stays, before = np.concatenate([norms, more]), np.concatenate([stays, back]), kept
+        exact = len(carriers(norms, stays, left_out))
+        assert abs(kept - exact) <= int(np.isnan(norms).any()), "a mean of norms may round"

@@ -256,6 +256,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "policy_options": {"window": 3, "cooldown": 1},
     },
     "cached": {**RESIZED, "scoring": "cached"},
-    "cached_fixed": {"criterion": "margin", "interval": 1, "batch_size_policy": "fixed", "scoring": "cached"},
+    "cached_mass": {"scoring": "cached", "left_out": 0.3, "min_subset_size": 4, "batch_size_policy": "fixed"},
     "few_batches": RESIZED,  # and a Trainer's epoch that is cut off
 }
