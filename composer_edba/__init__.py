@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DBA", "EDBA", "SubsetLoader", "__version__", "functional"]
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 _MODULES = {
     "DBA": "composer_edba.dba.algorithm",

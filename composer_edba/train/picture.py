@@ -18,8 +18,9 @@ def plot_run(title: str, log: Mapping[str, Series], path: Path) -> Path:
     """Draws the run over its optimizer steps: stacked panels that share the x axis.
 
     A run with EDBA shows the accuracy, the batch and subset sizes, the margin, and the model and gradient metrics, each
-    with its running average; one in which nothing was scored the accuracy, the batch size and the training loss. A
-    panel without anything to show is left out.
+    with its running average; one that leaves out by gradient mass the accuracy, the samples drawn and trained on and
+    the training loss; one in which nothing was scored that without the subsets. A panel without anything to show is
+    left out.
 
     Args:
         title: Above it.
@@ -70,6 +71,12 @@ def _draw_accuracy(axis: Axes, log: Mapping[str, Series]) -> None:
 def _draw_sizes(axis: Axes, log: Mapping[str, Series]) -> None:
     axis.set_ylabel("samples")
     sizes, target, subsets = whole_batches(log), log.get(TARGET), log.get("subset_size")
+    if "edba/left_out_mass" in log:  # drawn until the batch is full of what carries the gradient
+        _draw_line(axis, log.get("batch_size"), _BLUE, "drawn", width=1.6, drawstyle="steps-post")
+        if subsets:
+            _draw_line(axis, subsets, _ORANGE, "trained on", width=1.6, drawstyle="steps-post")
+        axis.set_ylim(bottom=0)
+        return
     if target and not (sizes and set(sizes.values) == set(target.values)):
         _draw_line(axis, target, _GREY, "size aimed at", width=0.9, drawstyle="steps-post")
     _draw_line(axis, sizes, _BLUE, "batch size", width=1.6, drawstyle="steps-post")

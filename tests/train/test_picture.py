@@ -109,3 +109,12 @@ def test_what_was_not_scored_or_evaluated_has_no_panel(monkeypatch, edba, tmp_pa
         log[name] = Series(log[name].updates, np.full(len(log[name]), math.nan))
     _, height = drawn(monkeypatch, edba, log, tmp_path / "run.png")
     assert whole - height == pytest.approx(2 * PANEL, abs=2)
+
+
+def test_by_gradient_mass_what_was_drawn_stands_above_what_was_trained_on(monkeypatch, tmp_path):
+    trainer = trained([EDBA(left_out=0.4, min_subset_size=4)], max_duration="4ep")
+    log = read_log(trainer)
+    shown, _ = drawn(monkeypatch, trainer, log, tmp_path / "run.png")
+    assert shown["drawn"]["y"] == list(log["batch_size"].values)
+    assert shown["trained on"]["y"] == list(log["subset_size"].values)
+    assert sum(shown["drawn"]["y"]) == 4 * SAMPLES > sum(shown["trained on"]["y"])
