@@ -35,7 +35,8 @@ def measure_trainer(
     """Seconds a step, loading included, of several Trainers that train an epoch each in turns.
 
     Whole pools: ``plain``; ``edba_before_start``, an EDBA that has not begun; ``edba_interrupted``, the steps that
-    ``interrupt=2`` leaves out. Subsets, of EDBA's default sizes: ``edba_forward``; ``edba_cached``; and
+    ``interrupt=2`` leaves out; ``edba_mass``, gradient mass refilled, whose batches have the loader's size. Subsets,
+    of the paper's sizes: ``edba_forward``; ``edba_cached``; and
     ``plain_on_subset``, plain batches of the very sizes that ``edba_cached`` chose in that round. Pools keep their
     size. The first two epochs, in which the cache sees every sample for the first time, are not timed.
 
@@ -71,6 +72,7 @@ def measure_trainer(
         "plain": arm(),
         "edba_before_start": arm(EDBA.paper(start=0.999)),
         "edba_interrupted": arm(EDBA.paper(interrupt=2, batch_size_policy="fixed")),
+        "edba_mass": arm(EDBA(criterion="gradient_mass", scoring="cached", interval=1, refill=True)),
         "edba_forward": arm(EDBA.paper(batch_size_policy="fixed")),
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}
@@ -91,6 +93,8 @@ def measure_trainer(
                 timed = [step for i, step in enumerate(steps) if i > 0 and (first + i + 1) % 2 == 0]
                 if any(size != pool for size, _ in timed):
                     raise RuntimeError("a step that interrupt=2 leaves out did not train on its whole pool")
+            if name == "edba_mass":  # but for what a pass ends with
+                timed = [step for step in timed if step[0] == pool]
             seconds[name].append(sum(taken for _, taken in timed) / len(timed))
             if name == "edba_cached":
                 trained_on += [size for size, _ in timed]
@@ -103,6 +107,7 @@ def measure_trainer(
     against = {
         "edba_before_start": "plain",
         "edba_interrupted": "plain",
+        "edba_mass": "plain",
         "edba_cached": "plain_on_subset",
         "edba_forward": "plain",
     }

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,7 +69,7 @@ class Picked:
 class Choice(Picked):
     """What was chosen for one batch, equal on all ranks."""
 
-    @property
+    @cached_property
     def subset(self) -> np.ndarray:
         """Data-set indices that are loaded, (R, k): each rank's own first; where it has fewer than k, others'."""
         size, own = self.chosen.sum() // len(self.pool), [p[c] for p, c in zip(self.pool, self.chosen, strict=True)]

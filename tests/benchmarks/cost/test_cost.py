@@ -251,7 +251,13 @@ def test_trainers_train_on_what_they_say():
     from benchmarks.cost.trainer import measure_trainer
 
     row = measure_trainer("digits_cnn", 24, 2, CPU, image=(1, 8, 8))
-    assert set(row["ratio"]) == {"edba_cached", "edba_before_start", "edba_interrupted", "edba_forward"}
+    assert set(row["ratio"]) == {
+        "edba_cached",
+        "edba_before_start",
+        "edba_interrupted",
+        "edba_mass",
+        "edba_forward",
+    }
     assert 10 <= row["mean_subset"] < 24
     assert all(figures["median"] > 0 for figures in row["seconds"].values())
     assert row["ratio"]["edba_forward"]["quartiles"][0] > 1
