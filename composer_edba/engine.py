@@ -233,13 +233,15 @@ class Engine:
         why = why_unindexed(loader) or self.loop.why_not_remembered()
         if why is None and self.pools.uneven:
             why = "the ranks' shards differ in length: use a sampler that shards evenly, such as DistributedSampler"
-        self._whole = why is not None
-        if why is None:
-            self.remembered = self.remembered or self._memory()
-            return
+        if why is not None:
+            self._stay_whole(why)
+        else:
+            self._whole, self.remembered = False, self.remembered or self._memory()
+
+    def _stay_whole(self, why: str) -> None:
         if self.remembered is not None:
             self.remembered.uninstall()
-        self.remembered = None
+        self._whole, self.remembered = True, None
         if not self._told_why:
             self._told_why = True
             warnings.warn(
@@ -314,13 +316,13 @@ class Engine:
             self._selector.observe(loss * share, True, 1, self.loop.learning_rate())
             self.pools.resize(self.batch_size)
 
-    def _score(self, batch: Any, count: Callable[[Any], int]) -> Any:
-        """Choose from a pool by a forward pass over it."""
+    def _score(self, batch: Any, count: Callable[[Any], int], number: int | None = None) -> Any:
+        """Choose from a pool by a forward pass over it; ``number`` of its pass is known, or None."""
         device, scores, before = self.loop.device(), None, False
         figures: dict[str, float] = {}
         with Attempt(5 + SHAPE) as mine:
             size = count(batch)
-            number = self.pools.next_batch(size)
+            number = self.pools.next_batch(size) if number is None else number
             drawn = self.pools.indices(number, size)
             before = self._before_start()
             if before or self._scheduled(self.steps):
@@ -401,14 +403,21 @@ class Engine:
     def _take(self, batch: Any, count: Callable[[Any], int]) -> Any:
         """The batch holds what was chosen already; have the step record what it finds out about it."""
         assert self.remembered is not None
-        layer, before = None, False
-        with Attempt(2) as mine:
+        layer, before, number, known = None, False, 0, True
+        with Attempt(3) as mine:
             size = count(batch)
-            choice, trainable = self.remembered.take(self.pools.next_batch(size), size), self.loop.trainable(size)
-            if trainable < size:
+            number, trainable = self.pools.next_batch(size), self.loop.trainable(size)
+            choice = self.remembered.take(number)
+            if not (known := size == choice.subset.shape[1]) and not self._is_auto:
+                raise ValueError(
+                    f"the batch holds {size} samples, and {choice.subset.shape[1]} were drawn for it: scoring='cached' "
+                    "needs to know which sample is which, so collate_fn and batch transforms must keep every sample, "
+                    "in its place. Use scoring='forward'"
+                )
+            if known and trainable < size:
                 batch = index_batch(batch, torch.arange(trainable), size)
-            before = self._before_start()
-            if before or self._records():
+            before = known and self._before_start()
+            if known and (before or self._records()):
                 layer = self.run_scorer(self.scorer.find_layer, batch)
                 if self.scorer.positions > 1 and not self._by_mass:
                     raise ValueError(
@@ -416,8 +425,12 @@ class Engine:
                         "a sample (tokens, pixels): scoring='cached' keeps one row a sample. Use scoring='forward', or "
                         "name another layer as last_layer"
                     )
-            mine.numbers = (trainable, layer is not None)
-        trained, found = mine.exchange(self.loop.device())
+            mine.numbers = (trainable, layer is not None, known)
+        trained, found, alike = mine.exchange(self.loop.device())
+        if not all(alike):
+            self._stay_whole("batches do not hold the samples that were drawn for them: collate_fn, or a transform of "
+                             "batches, leaves some out or adds some")  # fmt: skip
+            return self._score(batch, count, number)
         check_alike(trained, "the number of samples that go through the network")
         indices = choice.subset[:, :trainable]
         keep = self._by_mass or not before

@@ -246,21 +246,11 @@ class RememberedScores(abc.ABC):
 
     # ---- a training step
 
-    def take(self, number: int, samples: int) -> Choice:
-        """The choice behind batch ``number``, from 0, of the pass, which the loop has just got, of ``samples`` samples.
-
-        Raises:
-            ValueError: if they are not those that were chosen.
-        """
+    def take(self, number: int) -> Choice:
+        """The choice behind batch ``number``, from 0, of the pass, which the loop has just got."""
         self.forget_resumption()
         choice = self._choices[number]
         self._choices = {later: each for later, each in self._choices.items() if later > number}  # others: skipped
-        if samples != choice.subset.shape[1]:
-            raise ValueError(
-                f"the batch holds {samples} samples, and {choice.subset.shape[1]} were drawn for it: scoring='cached' "
-                "needs to know which sample is which, so collate_fn and batch transforms must keep every sample, in "
-                "its place. Use scoring='forward'"
-            )
         return choice
 
     def forget_resumption(self) -> None:

@@ -11,7 +11,7 @@ from composer.algorithms import CutMix, MixUp
 from composer.optim import LinearScheduler
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from composer_edba import EDBA
 from composer_edba.composer.refusals import why_mixed
@@ -223,3 +223,18 @@ def test_cutmix_mixes_too_and_to_ask_for_remembered_norms_beside_it_is_refused()
     assert "CutMix mixes samples" in why_mixed([CutMix()])
     with pytest.raises(ValueError, match="belong to no sample"):
         trainer([EDBA(**MASS, scoring="cached"), CutMix()])
+
+
+def test_a_collate_fn_that_leaves_samples_out_has_batches_stay_whole():
+    def without_broken(samples):
+        return default_collate([sample for sample in samples if sample[0][0] != 17])
+
+    loader = points_loader(128, 32, with_index=True, collate_fn=without_broken)
+    watch, edba = Watch(), EDBA(left_out=0.3)
+    run = trainer([edba], loader=loader, callbacks=[watch], max_duration="3ep")
+    with pytest.warns(UserWarning, match="leaves all batches whole.*collate_fn"):
+        run.fit()
+    assert sorted(n for subset in watch.indices[:4] for n in subset) == sorted({*range(128)} - {17})
+    assert sum(watch.subsets) == 3 * 127
+    with pytest.raises(ValueError, match="31 samples, and 32 were drawn for it: scoring='cached'"):
+        trainer([EDBA(left_out=0.3, scoring="cached")], loader=loader, max_duration="1ep").fit()

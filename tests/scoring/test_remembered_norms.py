@@ -42,7 +42,7 @@ def one_pass(sampler, memory):
     """Each batch of a pass as (pool, loaded), from the choices behind them."""
     found = []
     for number, batch in enumerate(sampler):
-        choice = memory.take(number, len(batch))
+        choice = memory.take(number)
         assert choice.subset[0].tolist() == batch
         found.append((choice.pool[0], np.array(batch), choice.chosen[0]))
     return found
@@ -145,7 +145,7 @@ def test_resumed_anywhere_a_pass_goes_on_as_if_it_had_not_stopped(data, drop_las
             break
         states.append((copy.deepcopy(memory.state_dict()), list(sampler.drawn), sampler.has_dropped))
         whole.append(queue.pop(0))
-        memory.take(done, len(whole[-1]))
+        memory.take(done)
         record(memory, whole[-1], done)
         done += 1
     stop = data.draw(st.integers(1, len(whole))) if whole else 0
@@ -167,7 +167,7 @@ def test_resumed_anywhere_a_pass_goes_on_as_if_it_had_not_stopped(data, drop_las
         if not queue:
             break
         again.append(queue.pop(0))
-        memory.take(len(again) - 1, len(again[-1]))
+        memory.take(len(again) - 1)
         record(memory, again[-1], len(again) - 1)
     assert again == whole
 
