@@ -123,13 +123,14 @@ def cost_ratio(runs: Sequence[Run], plain: Mapping[str, Frontier], cost: Cost, s
 
 
 def machine(runs: Sequence[Run]) -> tuple[float, float] | None:
-    """Processor seconds an update, a, and a sample trained on, b, that explain the runs' best; None: too few runs.
+    """Processor seconds an update, a, and a sample trained on, b, that explain the runs' best.
 
-    Least squares of the relative error, neither below zero.
+    Least squares of the relative error, neither below zero. None: the runs' updates are too much of one size to tell.
     """
     rows = np.array([[run.last("updates"), _samples(run)] for run in runs])
     seconds = np.array([run.last("processor_seconds") for run in runs])
-    if len({tuple(row) for row in rows.tolist()}) < 3:
+    sizes = rows[:, 1] / rows[:, 0]
+    if sizes.max() < 1.3 * sizes.min():
         return None
     from scipy.optimize import nnls
 

@@ -48,6 +48,7 @@ _CONTRASTS = (
     ("edba", "edba_whole"),
     ("edba_default", "plain"),
     ("edba_loss", "plain"),
+    ("edba_mass", "plain"),
     ("edba_paper", "plain"),
     ("edba_paper", "edba_paper_random"),
     ("dba", "plain"),

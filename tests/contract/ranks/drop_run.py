@@ -29,7 +29,7 @@ MODES = {
     "plain": None,
     "forward": {},
     "criterion": {"criterion": failing},
-    "cached": {"criterion": "margin", "scoring": "cached", "batch_size_policy": "fixed"},
+    "cached": {"scoring": "cached", "batch_size_policy": "fixed"},
 }
 
 

@@ -21,7 +21,7 @@ from tests.support.torch_runs import Net, Sizes, points, sgd
 
 LOSS, STEPS, SIZE = nn.CrossEntropyLoss(), 24, 256
 BOTH, ONE = 2, 1  # ranks, and the one on which it happens
-CACHED = {"criterion": "margin", "scoring": "cached", "batch_size_policy": "fixed"}
+CACHED = {"scoring": "cached", "batch_size_policy": "fixed"}
 SCENARIOS = {}
 
 
