@@ -170,7 +170,7 @@ class Engine:
             return RememberedGradients(self._decide, self._selector.figures, self._scheduled, training)
         training, refill = TrainingNorms(loop.derives), settings["refill"] is not False
         memory = RememberedNorms(settings, self._scheduled, training, self._generator, loop.size_multiple, refill)
-        memory.tells_loss = settings["batch_size_policy"] != "fixed"
+        memory.tells_loss, memory.gives_up = settings["batch_size_policy"] != "fixed", self._is_auto
         return memory
 
     # ---- the loader
@@ -305,6 +305,10 @@ class Engine:
                 self._enter_loss(loss)
             before, recording = self.remembered.take_seconds()
             self._seconds = before + recording
+            if not self.remembered.fits:
+                self._stay_whole(
+                    "more or fewer rows than a batch's samples go through the last layer, so none is known"
+                )
         return self._seconds / (time.perf_counter() - self._began + before)
 
     def _enter_loss(self, loss: float) -> None:
@@ -404,6 +408,7 @@ class Engine:
         """The batch holds what was chosen already; have the step record what it finds out about it."""
         assert self.remembered is not None
         layer, before, number, known = None, False, 0, True
+        why = "batches do not hold the samples that were drawn for them: collate_fn, or a transform, drops or adds some"
         with Attempt(3) as mine:
             size = count(batch)
             number, trainable = self.pools.next_batch(size), self.loop.trainable(size)
@@ -418,7 +423,12 @@ class Engine:
                 batch = index_batch(batch, torch.arange(trainable), size)
             before = known and self._before_start()
             if known and (before or self._records()):
-                layer = self.run_scorer(self.scorer.find_layer, batch)
+                try:
+                    layer = self.run_scorer(self.scorer.find_layer, batch)
+                except ValueError as error:
+                    if not self._is_auto or self.settings["last_layer"] is not None:
+                        raise
+                    known, why = False, f"the last layer's gradients are not to be had ({error})"
                 if self.scorer.positions > 1 and not self._by_mass:
                     raise ValueError(
                         f"the last layer, a {type(layer).__name__}, is applied at {self.scorer.positions} positions of "
@@ -428,8 +438,7 @@ class Engine:
             mine.numbers = (trainable, layer is not None, known)
         trained, found, alike = mine.exchange(self.loop.device())
         if not all(alike):
-            self._stay_whole("batches do not hold the samples that were drawn for them: collate_fn, or a transform of "
-                             "batches, leaves some out or adds some")  # fmt: skip
+            self._stay_whole(why)
             return self._score(batch, count, number)
         check_alike(trained, "the number of samples that go through the network")
         indices = choice.subset[:, :trainable]

@@ -43,12 +43,15 @@ _ONLY_REMEMBERED = (Event.BEFORE_TRAIN_BATCH, Event.AFTER_FORWARD, Event.BEFORE_
 
 @documented("composer")
 class EDBA(EventAlgorithm):
-    """Efficient Dynamic Batch Adaptation: train on the subset of each batch whose gradient suits the fit.
+    """Efficient Dynamic Batch Adaptation: train on the samples of each batch that suit how well the model fits.
 
-    From every batch (the pool) a subset is chosen whose mean last-layer gradient brings
-    |(M - M̄) / (G - Ḡ) - 1| (equation 1) closest to zero, M being the pool's mean loss and G the norm of that mean
-    gradient, bars their running averages. The batch size follows ``batch_size_policy``. Source: Simionescu and Stoica,
-    "Efficient Dynamic Batch Adaptation", AAAI-23 student abstract.
+    By default samples that together carry at most ``left_out`` of a pool's last-layer gradient norms are left out
+    before they are loaded, and the batch is refilled; the norms are those of when each was last trained on.
+
+    With ``criterion="margin"`` a subset is chosen whose mean last-layer gradient brings |(M - M̄) / (G - Ḡ) - 1|
+    (equation 1) closest to zero, M being the pool's mean loss and G the norm of that mean gradient, bars their running
+    averages. The batch size follows ``batch_size_policy``. Source: Simionescu and Stoica, "Efficient Dynamic Batch
+    Adaptation", AAAI-23 student abstract.
 
     Runs on ``Event.AFTER_DATALOADER``, before all other algorithms, and sets ``device_train_microbatch_size``.
 

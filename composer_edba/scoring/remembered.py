@@ -94,9 +94,12 @@ class RememberedScores(abc.ABC):
     Attributes:
         cache: what is known of each sample; None before :meth:`install`.
         tells_loss: whether :meth:`end_step` tells the mean loss of what it keeps, too.
+        gives_up: whether rows that are not one a sample are no error.
+        fits: False: there were such, on some rank, in the last step.
     """
 
-    tells_loss = False
+    tells_loss = gives_up = False
+    fits = True
 
     def __init__(self, scheduled: Callable[[int], bool], training: TrainingScores):
         self.cache: Any = None
@@ -302,19 +305,23 @@ class RememberedScores(abc.ABC):
             return None
         loss, began = None, time.perf_counter()
         training, indices, self._recorded_indices, rows = self._training, self._recorded_indices, None, None
-        with Attempt(2) as mine:
+        with Attempt(3) as mine:
             rows = None if self._left_out else training.rows(factor)
+            fits = rows is None or len(rows) == indices.shape[1]
             if rows is not None:
-                if len(rows) != indices.shape[1]:
+                if not fits and not self.gives_up:
                     raise ValueError(
                         f"{len(rows)} samples went through last_layer in a batch of {indices.shape[1]}: "
                         "scoring='cached' needs one row a sample. Use scoring='forward'"
                     )
-                if self._keep:
+                if self._keep and fits:
                     self.cache.reserve(rows, training.features)
-                mine.numbers = rows.shape
-        counts, columns = mine.exchange(self._device)
-        if any(counts):
+                mine.numbers = (*rows.shape, True) if fits else (0, 0, False)
+            else:
+                mine.numbers = (0, 0, True)
+        counts, columns, alike = mine.exchange(self._device)
+        self.fits = all(alike)
+        if any(counts) and self.fits:
             rows = torch.empty(0, max(columns), device=self._device) if rows is None else rows
             known, rows = indices[np.array(counts) > 0].ravel(), gather_rows(rows, counts)
             if self._keep:

@@ -238,3 +238,14 @@ def test_a_collate_fn_that_leaves_samples_out_has_batches_stay_whole():
     assert sum(watch.subsets) == 3 * 127
     with pytest.raises(ValueError, match="31 samples, and 32 were drawn for it: scoring='cached'"):
         trainer([EDBA(left_out=0.3, scoring="cached")], loader=loader, max_duration="1ep").fit()
+
+
+def test_where_the_last_layer_is_not_to_be_had_batches_stay_whole():
+    watch, edba, model = Watch(), EDBA(left_out=0.3), classifier()
+    model._loss_fn = nn.CrossEntropyLoss(reduction="sum")
+    run = trainer([edba], loader=points_loader(128, 32), model=model, callbacks=[watch], max_duration="2ep")
+    with pytest.warns(UserWarning, match="leaves all batches whole.*the loss is not a mean over the samples"):
+        run.fit()
+    assert watch.subsets == [32] * 8
+    with pytest.raises(ValueError, match="the loss is not a mean over the samples"):
+        trainer([EDBA(scoring="cached")], loader=points_loader(128, 32), model=model, max_duration="1ep").fit()
