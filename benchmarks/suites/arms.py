@@ -126,6 +126,9 @@ ARMS: dict[str, Arm] = {
     "growth": Arm("batch growth, no selection", extra=(ExtraAlgorithm("batch_growth:BatchGrowth"),)),
     "selective_backprop": Arm("SelectiveBackprop", {"algorithms.selective_backprop": {}}),
     "infobatch": Arm("InfoBatch's rule", extra=(ExtraAlgorithm("infobatch:InfoBatch"),)),
+    # About as many samples as gradient mass trains on.
+    "rs2": Arm("RS2", extra=(ExtraAlgorithm("rs2:RS2", {"share": 0.65}),)),
+    "orderdp": Arm("OrderDP's rule", extra=(ExtraAlgorithm("orderdp:OrderDP"),)),
     # EDBA on fixed subsets of the full set that are drawn anew: no method, but a control.
     "redraw_on_resize": Arm(
         "EDBA, subset redrawn at each resize",

@@ -29,6 +29,7 @@ class Cell:
         overrides: keys of the configuration that differ from it, for all arms.
         arms: names of the arms, in the order in which they run.
         seeds: number of seeds, 0 and up, that belong in a report.
+        arm_seeds: by arm, another number of them.
         arm_overrides: by arm, keys that it changes in this cell, over its own.
         arm_extra: by arm, algorithms in place of its own extra ones.
         evaluations: points of evaluation, spread evenly over the duration, which is in epochs or batches; without
@@ -43,12 +44,17 @@ class Cell:
     overrides: Mapping[str, Any]
     arms: tuple[str, ...]
     seeds: int
+    arm_seeds: Mapping[str, int] = field(default_factory=dict)
     arm_overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     arm_extra: Mapping[str, tuple[ExtraAlgorithm, ...]] = field(default_factory=dict)
     evaluations: int = 6
     test_samples: int | None = None
     target: float | None = None
     title: str = ""
+
+    def seeds_of(self, arm: str) -> int:
+        """The number of seeds of an arm, which may carry changes."""
+        return self.arm_seeds.get(parse_arm(arm)[0], self.seeds)
 
 
 @dataclass(frozen=True)
@@ -567,7 +573,7 @@ _DEFAULTS = Suite(
 _BUDGET = {**_COMMON, **_ONE_CYCLE, "data.validation_samples": 0}
 
 
-def _budget_cpu(classes: int, epochs: int, seeds: int, arms: tuple[str, ...], samples: int | None = None) -> Cell:
+def _budget_cpu(classes: int, epochs: int, arms: tuple[str, ...], samples: int | None = None) -> Cell:
     part = "all 50,000" if samples is None else f"{samples:,}"
     return Cell(
         base="cifar10/resnet9_baseline.yaml",
@@ -582,19 +588,22 @@ def _budget_cpu(classes: int, epochs: int, seeds: int, arms: tuple[str, ...], sa
             "trainer.max_duration": f"{epochs}ep",
         },
         arms=arms,
-        seeds=seeds,
+        seeds=3,
+        arm_seeds={"plain": 5, "edba_mass": 5},
         arm_overrides={"plain_500": {"optimizer.lr": 0.8}},
         evaluations=1,
         title=f"{part} training images at 32 x 32, {epochs} epochs",
     )
 
 
-_AT_EVERY_BUDGET = ("plain", "plain_500", "edba_mass")
+_AT_EVERY_BUDGET = ("plain", "edba_mass", "plain_500")
 _AT_ONE_BUDGET = (
     "edba_mass_kept",
     "edba_mass_random",
     "infobatch",
     "selective_backprop",
+    "rs2",
+    "orderdp",
     "edba_default",
     "edba_loss",
     "edba_paper",
@@ -603,10 +612,23 @@ _AT_ONE_BUDGET = (
 
 def _full_size(classes: int) -> Suite:
     def cell(epochs: int) -> Cell:
-        return _budget_cpu(classes, epochs, 5, _AT_EVERY_BUDGET + (_AT_ONE_BUDGET if epochs == 10 else ()))
+        return _budget_cpu(classes, epochs, _AT_EVERY_BUDGET + (_AT_ONE_BUDGET if epochs == 10 else ()))
 
     title = f"What an accuracy costs: ResNet-9 on all of CIFAR-{classes}"
     return Suite(title, {"cpu": {f"{epochs}_epochs": cell(epochs) for epochs in (5, 7, 10, 14)}}, budgets=True)
+
+
+# 40 passes over a fifth cost what 8 over all do.
+_MANY_PASSES = Suite(
+    "What an accuracy costs in many passes: ResNet-9 on a fifth of CIFAR-10",
+    {
+        "cpu": {
+            f"{epochs}_epochs": _budget_cpu(10, epochs, arms, samples=10000)
+            for epochs, arms in {20: ("plain",), 27: ("plain",), 40: ("plain", "edba_mass")}.items()
+        }
+    },
+    budgets=True,
+)
 
 
 _SMOKE = Suite(
@@ -642,6 +664,7 @@ SUITES: dict[str, Suite] = {
     "defaults": _DEFAULTS,
     "cifar10": _full_size(10),
     "cifar100": _full_size(100),
+    "cifar10_fifth": _MANY_PASSES,
     "smoke": _SMOKE,
 }
 """By name."""
@@ -662,7 +685,7 @@ def planned_runs(
         size: ``cpu`` or ``gpu``.
         cells: names of cells. Default: all.
         arms: names of arms, of :data:`~benchmarks.suites.arms.ARMS`. Default: each cell's own.
-        seeds: Default: each cell's own.
+        seeds: Default: each cell's own, or the arm's there.
 
     Raises:
         ValueError: if a name is unknown.
@@ -673,12 +696,11 @@ def planned_runs(
     known = suite.sizes[size]
     _check("cell", cells or [], known)
     chosen = {cell: known[cell] for cell in cells or known}
-    for seed in seeds if seeds is not None else range(max(cell.seeds for cell in chosen.values())):
-        for cell_name, cell in chosen.items():
-            if seeds is None and seed >= cell.seeds:
-                continue
-            for arm_name in arms or cell.arms:
-                yield _run_spec(name, size, cell_name, cell, arm_name, seed)
+    listed = [(cell_name, cell, arm) for cell_name, cell in chosen.items() for arm in arms or cell.arms]
+    for seed in seeds if seeds is not None else range(max(cell.seeds_of(arm) for _, cell, arm in listed)):
+        for cell_name, cell, arm in listed:
+            if seeds is not None or seed < cell.seeds_of(arm):
+                yield _run_spec(name, size, cell_name, cell, arm, seed)
 
 
 def _run_spec(suite: str, size: str, cell_name: str, cell: Cell, arm_name: str, seed: int) -> RunSpec:
