@@ -483,6 +483,11 @@ class Engine:
         shortest = None if self.pools.uneven else self.pools.shortest
         return min(1.0, self.pools.seen / shortest) if shortest else 0.0
 
+    @property
+    def left_out(self) -> float:
+        """Share of all samples drawn so far that were not trained on."""
+        return 1 - self.samples_trained / self.samples_drawn if self.samples_drawn else 0.0
+
     def _before_start(self) -> bool:
         """Whether this step comes before ``start`` and is to tell of the loss that training began with."""
         if (done := self.loop.elapsed()) is None or done >= self.settings["start"] or not self._is_due(self.steps):

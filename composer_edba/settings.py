@@ -32,7 +32,7 @@ __all__ = ["SETTINGS", "Setting", "Settings", "as_markdown", "checked", "documen
 PolicyObject = BatchSizePolicy | Callable[[int, int, int], BatchSizePolicy]
 Check = Callable[[str, Any], None]
 _Class = TypeVar("_Class", bound=type)
-_LOOPS = ("composer", "ignite", "plain")
+_LOOPS = ("composer", "ignite", "lightning", "transformers", "accelerate", "plain")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Setting:
         check: ``check(name, value)`` raises a ValueError or TypeError; None: anything goes, or the named choices alone.
         paper: its value in the preset ``"paper"``, said even where it is the default, which may change; ``...``: no
             matter of the method, so the default.
-        loops: where it can be set: ``"composer"``, ``"ignite"``, ``"plain"``.
+        loops: where it can be set, of ``_LOOPS``.
         others: what else may stand in place of one of the type's names: how to tell, and words for it.
         type: from the table's annotation.
         text: what it means, and its range: the string under the table's entry.
@@ -125,7 +125,8 @@ def _seed(name: str, value: Any) -> None:
 
 _CRITERION, _POLICY = ((test, "an object (docs/extending.md)") for test in (callable, _makes_policy))
 _SHARE_OF_POOL = (_is_share, "a share in (0, 1]")
-_IN_TRAINERS = ("composer", "ignite")  # loops that know how long they train
+_IN_TRAINERS = tuple(loop for loop in _LOOPS if loop not in ("accelerate", "plain"))  # which know how long they train
+_BY_INPUTS = tuple(loop for loop in _LOOPS if loop not in ("lightning", "transformers"))  # which know a batch's inputs
 
 
 class Settings(TypedDict, total=False):
@@ -187,7 +188,7 @@ class Settings(TypedDict, total=False):
     C classes, with `gradient_mass` in one, and only what is chosen is loaded (docs/method.md). `auto`: with
     `gradient_mass` cached where the loader's samples have indices and no MixUp or CutMix mixes them, else batches stay
     whole, as a forward pass costs what it spares; with other criteria forward."""
-    scale_factor: Annotated[float, Setting(1.0, _number(lambda v: 0 < v <= 1, "above 0 and at most 1"), paper=1.0)]
+    scale_factor: Annotated[float, Setting(1.0, _number(lambda v: 0 < v <= 1, "above 0 and at most 1"), paper=1.0, loops=_BY_INPUTS)]
     """Side length of the images in the scoring forward relative to the real ones, in (0, 1]."""
     scoring_batch_norm: Annotated[Literal["pool", "running"], Setting("pool", paper="pool")]
     """What batch normalisation works with in the scoring forward: the pool's own statistics, as in training, or its
@@ -206,7 +207,7 @@ class Settings(TypedDict, total=False):
     last_layer: Annotated[Layer, Setting(None, _layer)]
     """The layer whose gradient is measured, a module or its name in the model (of a ComposerClassifier: `'module.fc'`):
     a Linear or a 1x1 convolution. None: the one that is called last."""
-    seed: Annotated[int | None, Setting(None, _seed, loops=("ignite", "plain"))]
+    seed: Annotated[int | None, Setting(None, _seed, loops=_LOOPS[1:])]
     """Of the random candidates, in [0, 2**63). None: torch's own seed, that of rank 0; in Composer always the
     Trainer's."""
     input_key: Annotated[Any, Setting(None, loops=("composer",))]
@@ -260,7 +261,8 @@ def checked(
 
     Args:
         given: arguments by name.
-        loop: ``"composer"``, ``"ignite"`` or ``"plain"``: only what can be set there may be given. None: everything.
+        loop: ``"composer"``, ``"ignite"``, ``"lightning"``, ``"transformers"``, ``"accelerate"`` or ``"plain"``: only
+            what can be set there may be given. None: everything.
         table: None: :data:`SETTINGS`.
         together: raises an error if settings contradict each other; None: what EDBA's need.
 

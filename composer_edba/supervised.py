@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from composer_edba.engine import Engine, Loop, Network
 from composer_edba.loading.batch import batch_size, index_batch
-from composer_edba.loading.ranks import from_rank_zero
+from composer_edba.loading.ranks import seed_of
 from composer_edba.method.selector import highest_learning_rate
 from composer_edba.scoring.gradient_weight import GradientWeight
 from composer_edba.scoring.images import scaled_images
@@ -124,8 +124,7 @@ class SupervisedLoop(Loop):
 
     @override
     def seed(self) -> int:
-        given = self._settings["seed"]
-        return from_rank_zero(torch.initial_seed() & (2**63 - 1) if given is None else given, self.device())
+        return seed_of(self._settings["seed"], self.device())
 
     @override
     def learning_rate(self) -> float | None:

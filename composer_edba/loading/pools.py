@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -157,6 +158,15 @@ class Pools:
         if sampler.total is None and self.shortest is not None:
             return self.is_rest_over(self.shortest - self.seen)
         return sampler.is_last(self.taken)
+
+    @property
+    def batches_left(self) -> int:
+        """An estimate of how many come in the present pass after those taken, at the present size."""
+        sampler = self.sampler
+        assert sampler is not None
+        assert self.shortest is not None
+        rest = max(0, self.shortest - self.seen) * sampler.share / sampler.batch_size
+        return math.floor(rest) if sampler.drop_last else math.ceil(rest)
 
     def is_rest_over(self, rest: int) -> bool:
         """Whether no batch comes of the ``rest`` of an IterableDataset's samples on this rank."""

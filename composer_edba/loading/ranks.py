@@ -17,6 +17,7 @@ __all__ = [
     "gather_rows",
     "rank",
     "rank_sizes",
+    "seed_of",
     "world_size",
 ]
 
@@ -91,6 +92,11 @@ def rank_sizes(size: int, device: torch.device) -> list[int]:
 def from_rank_zero(number: int, device: torch.device) -> int:
     """Rank 0's ``number``, a signed 64-bit integer, on every rank."""
     return rank_sizes(number, device)[0]
+
+
+def seed_of(given: int | None, device: torch.device) -> int:
+    """The seed of a run, the same on every rank: ``given``, or else torch's own, of rank 0."""
+    return from_rank_zero(torch.initial_seed() & (2**63 - 1) if given is None else given, device)
 
 
 def gather_objects(own: Any) -> list[Any]:
