@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Unpack, override
 
+from composer_edba.loading.pools import planned_updates
 from composer_edba.settings import Settings, checked, documented
-from composer_edba.stepping import Passes, SteppingLoop, planned_updates
+from composer_edba.stepping import Passes, SteppingLoop
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -166,8 +167,8 @@ class EDBACallback(Callback):
         """Take in what the step found out, log it, and have the schedules keep up with the data."""
         overhead = self._loop.end_step()
         figures = {f"edba/{name}": float(value) for name, value in self.figures.items()}
-        self.log_dict({**figures, "edba/overhead": overhead}, batch_size=1)
-        self.log("edba/left_out", self._engine.left_out, prog_bar=True, batch_size=1)
+        pl_module.log_dict({**figures, "edba/overhead": overhead}, batch_size=1)
+        pl_module.log("edba/left_out", self._engine.left_out, prog_bar=True, batch_size=1)
         epochs = trainer.max_steps == -1 and self._counts_passes(trainer)
         if epochs and not trainer.fit_loop._should_accumulate():
             self._step_schedules(trainer, pl_module)
@@ -187,7 +188,8 @@ class EDBACallback(Callback):
     def _counts_passes(self, trainer: Trainer) -> bool:
         """Whether an epoch is a pass, and not what the user limits it to."""
         assert self._passes is not None
-        return self._passes.resizes and trainer.limit_train_batches == 1.0 and trainer.overfit_batches == 0.0
+        limited = trainer.limit_train_batches != 1.0 or getattr(trainer, "overfit_batches", 0.0) != 0.0
+        return self._passes.resizes and not limited
 
     def _set_length(self, trainer: Trainer) -> None:
         """Have the epoch end with this batch if the pass does, and not before."""
@@ -207,7 +209,7 @@ class EDBACallback(Callback):
     def _step_schedules(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._passes is not None
         part = 1.0 if self._engine.pools.is_over else self._engine.part_of_pass
-        per_pass = math.ceil(len(self._passes) / trainer.accumulate_grad_batches)
+        per_pass = math.ceil(self._passes.given_batches / trainer.accumulate_grad_batches)
         planned = planned_updates(trainer.current_epoch + part, per_pass)
         for config in trainer.lr_scheduler_configs:
             if config.interval == "step" and not config.reduce_on_plateau:

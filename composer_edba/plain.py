@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
+from composer_edba.loading.pools import planned_updates
 from composer_edba.settings import Settings, checked, documented
 from composer_edba.supervised import SupervisedLoop
 
@@ -34,6 +35,9 @@ class SubsetLoader:
         forward: ``forward(model, inputs)`` gives what the loss takes. None: ``model(inputs)``.
         precision: gives the autocast context of the training forward: ``lambda: torch.autocast("cuda")``. None: none.
         optimizer: whose learning rate ``batch_size_policy="loss"`` goes by, if a schedule changes it. None: constant.
+        scheduler: a learning-rate schedule that the loop steps once a batch and that was planned for
+            ``passes * len(loader)`` steps: where batches are refilled or grow it makes the steps that are missing, and
+            so ends with the data. None: none.
         settings: see :mod:`composer_edba.settings`.
 
     Raises:
@@ -59,13 +63,15 @@ class SubsetLoader:
         forward: Callable[[nn.Module, Any], Any] | None = None,
         precision: Callable[[], contextlib.AbstractContextManager] | None = None,
         optimizer: Optimizer | None = None,
+        scheduler: Any = None,
         **settings: Unpack[Settings],
     ):
-        chosen, split = checked(settings, "plain"), self._pair if split is None else split
+        chosen, split = checked(settings, self._face), self._pair if split is None else split
         self._loop = SupervisedLoop(
             chosen, model, loss_fn, split=split, forward=forward, precision=precision, optimizer=optimizer
         )
         self._given, self._iterating = loader, False
+        self._scheduler, self._passes = scheduler, 0.0  # that are over; one that was left counts as far as it came
         self._loader = self._loop.engine.draw_from(loader)
 
     def __iter__(self) -> Iterator[Any]:
@@ -80,14 +86,50 @@ class SubsetLoader:
                 "close() the other, or make a SubsetLoader for each"
             )
         self._iterating = True
+        self._pass_begins()
         try:
             for pool in self._loop.engine.pools.rest_of_pass(self._loader):
-                yield self._loop.choose(pool)
+                batch = self._loop.choose(self._arrived(pool))
+                self._chosen()
+                yield batch
                 self._loop.end_step()
+                self._keep_up()
         finally:  # by its end, a break or an error: the next iterator begins another pass
             self._iterating = False
+            self._passes += self._part_of_pass
+            self._pass_ended()
             self._loop.engine.begin_pass()
             self._loop.unwatch()
+
+    # What loaders of other kinds add.
+
+    _face = "plain"
+
+    def _pass_begins(self) -> None:
+        pass
+
+    def _arrived(self, batch: Any) -> Any:
+        return batch
+
+    def _chosen(self) -> None:
+        pass
+
+    def _pass_ended(self) -> None:
+        pass
+
+    def _planned_steps(self) -> int:
+        """Steps of the schedule that the loop planned for a pass."""
+        return len(self._given)
+
+    @property
+    def _part_of_pass(self) -> float:
+        return 1.0 if self._loop.engine.pools.is_over else self._loop.engine.part_of_pass
+
+    def _keep_up(self) -> None:
+        if self._scheduler is not None:
+            planned = planned_updates(self._passes + self._part_of_pass, self._planned_steps())
+            for _ in range(planned - self._scheduler.last_epoch):
+                self._scheduler.step()
 
     def __len__(self) -> int:
         """Batches in a pass, with those to come at the present size."""
@@ -123,7 +165,7 @@ class SubsetLoader:
         state = self._loop.state_dict()
         if self._iterating:
             state["pools"]["taken"] = self._loop.engine.pools.taken
-        return state
+        return {**state, "passes": self._passes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave.
@@ -132,6 +174,7 @@ class SubsetLoader:
             ValueError: if it is from inside a pass and this loader's passes are others.
         """
         self._loop.engine.load_state_dict(state)
+        self._passes = state.get("passes", 0.0)  # 0.2 did not count them
         self._loader = self._loop.engine.draw_from(self._given)
 
     def _pair(self, batch: Any) -> tuple[Any, Any]:

@@ -188,7 +188,9 @@ class Settings(TypedDict, total=False):
     C classes, with `gradient_mass` in one, and only what is chosen is loaded (docs/method.md). `auto`: with
     `gradient_mass` cached where the loader's samples have indices and no MixUp or CutMix mixes them, else batches stay
     whole, as a forward pass costs what it spares; with other criteria forward."""
-    scale_factor: Annotated[float, Setting(1.0, _number(lambda v: 0 < v <= 1, "above 0 and at most 1"), paper=1.0, loops=_BY_INPUTS)]
+    scale_factor: Annotated[
+        float, Setting(1.0, _number(lambda v: 0 < v <= 1, "above 0 and at most 1"), paper=1.0, loops=_BY_INPUTS)
+    ]
     """Side length of the images in the scoring forward relative to the real ones, in (0, 1]."""
     scoring_batch_norm: Annotated[Literal["pool", "running"], Setting("pool", paper="pool")]
     """What batch normalisation works with in the scoring forward: the pool's own statistics, as in training, or its

@@ -19,7 +19,7 @@ from composer_edba.scoring.last_layer import named_last_layer
 from composer_edba.scoring.sample_losses import loss_parts
 from composer_edba.scoring.training_scores import TrainingScores
 
-__all__ = ["Passes", "SteppingLoop", "planned_updates"]
+__all__ = ["Passes", "SteppingLoop"]
 
 
 class SteppingLoop(Loop):
@@ -72,13 +72,16 @@ class SteppingLoop(Loop):
             recorder.begin_forward()
         return batch
 
-    def before_backward(self, loss: Any, scale: Tensor | float = 1.0) -> None:
-        """The forward is over, and the gradient of ``loss``, the mean over the subset times ``scale``, comes next."""
+    def before_backward(self, loss: Any, shown: Tensor | float = 1.0, scale: Tensor | float | None = None) -> None:
+        """The forward is over: next comes the gradient of ``loss``, the mean over the subset times ``shown``.
+
+        ``scale`` is what the gradient of the mean is multiplied by; None: ``shown``, as nothing else multiplies it.
+        """
         if (recorder := self._recorder) is not None:
             recorder.end_forward()
             with torch.no_grad():
-                recorder.end_loss(sum(part.detach() for part in loss_parts(loss)) / scale)
-            self._factor = recorder.sizes[-1] / scale
+                recorder.end_loss(sum(part.detach() for part in loss_parts(loss)) / shown)
+            self._factor = recorder.sizes[-1] / (shown if scale is None else scale)
             assert self.engine.remembered is not None
             self.engine.remembered.end_microbatches()
         self._was_derived = True
@@ -157,8 +160,13 @@ class Passes:
         """Whether it is known where a pass ends, whatever the sizes of its batches."""
         return self._engine.pools.sampler is not None and self._engine.pools.shortest is not None
 
-    def __len__(self) -> int:
+    @property
+    def given_batches(self) -> int:
+        """Batches in a pass of the loader by itself."""
         return len(self._given)
+
+    def __len__(self) -> int:
+        return self.given_batches
 
     def __iter__(self) -> Iterator[Any]:
         if self._steps != self._engine.steps:
@@ -178,12 +186,3 @@ class _Noticed(Iterator[Any]):
     def __next__(self) -> Any:
         self._before_batch()
         return next(self._batches)
-
-
-def planned_updates(passes: float, updates_per_pass: int) -> int:
-    """How many updates plain training has made after so many passes over the data.
-
-    A schedule that steps with every update is to have made as many: it then decays as planned, though batches were
-    refilled, or have grown.
-    """
-    return int(passes * updates_per_pass + 1e-6)

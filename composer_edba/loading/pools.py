@@ -26,7 +26,7 @@ from composer_edba.loading.ranks import (
 from composer_edba.loading.sampler import ResizableBatchSampler, resizable_copy, why_fixed
 from composer_edba.loading.streams import preserved_random_streams
 
-__all__ = ["Pools"]
+__all__ = ["Pools", "planned_updates"]
 
 
 class Pools:
@@ -48,6 +48,7 @@ class Pools:
     _orders: list[dict[str, Any]] | None = None  # what decides the order of the present or last pass, a rank each
     _lengths: list[int]  # of the ranks' passes, -1 where there is none
     _loaded: Mapping[str, Any] | None = None  # a state's pass, until one begins
+    _told_undrawn = False
 
     def __init__(self, owner: str = "EDBA", loader_name: str = "the loader"):
         self.owner, self.loader_name = owner, loader_name
@@ -142,6 +143,13 @@ class Pools:
         if self.sampler is not None and size is not None:
             self.sampler.batch_size = size
 
+    def set_epoch(self, number: int) -> None:
+        """Tell sampler and data set, if they want to know, that pass ``number`` comes, from 0."""
+        told: list[Any] = [None if self.sampler is None else self.sampler.sampler, getattr(self._given, "dataset", None)]
+        for each in told:
+            if hasattr(each, "set_epoch"):
+                each.set_epoch(number)
+
     # ---- the present pass
 
     @property
@@ -188,6 +196,13 @@ class Pools:
         self.notice_pass()
         self._resumed = False
         self.taken += 1
+        if self.sampler is not None and self.taken > len(self.sampler.drawn) and not self._told_undrawn:
+            self._told_undrawn = True
+            warnings.warn(
+                f"{self.loader_name}, a {type(self._given).__name__}, gives batches that it did not draw through its "
+                f"batch_sampler: {self.owner} cannot resize them, or know which samples they hold",
+                stacklevel=4,
+            )
         self._seen += size
         return self.taken - 1
 
@@ -360,3 +375,12 @@ class _RestOfPass:
 
 def _pass_words(samples: int | None, ranks: int) -> str:
     return f"{'an unknown number of' if samples is None else samples} samples on {ranks} rank{'s' * (ranks != 1)}"
+
+
+def planned_updates(passes: float, updates_per_pass: int) -> int:
+    """How many updates plain training has made after so many passes over the data.
+
+    A schedule that steps with every update is to have made as many: it then decays as planned, though batches were
+    refilled, or have grown.
+    """
+    return int(passes * updates_per_pass + 1e-6)

@@ -196,6 +196,8 @@ def why_fixed(loader: Any) -> str | None:
     """Why the batches of ``loader`` cannot be resized, in words; None: they can."""
     if not isinstance(loader, DataLoader):
         return f"a {type(loader).__name__} is no torch DataLoader"
+    if hasattr(loader, "base_dataloader"):
+        return "it was prepared by Accelerate, and draws from another loader inside: see composer_edba.accelerate"
     if loader.batch_sampler is None:
         return "it has batch_size=None"
     own = type(loader.batch_sampler)

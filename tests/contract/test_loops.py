@@ -1,4 +1,6 @@
-"""A Composer Trainer, an Ignite trainer and a plain loop train on the same subsets to the same weights, bit for bit."""
+"""A Composer Trainer, an Ignite trainer, a plain loop and the other frameworks' train on the same subsets to the same
+weights, bit for bit.
+"""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -7,7 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.accelerate_loop import run_accelerate
+from tests.support.lightning_loop import run_lightning
 from tests.support.loops import BATCH, LOOPS, SAMPLES, Record, Task
+from tests.support.transformers_loop import run_transformers
+
+FACES = {"lightning": run_lightning, "transformers": run_transformers, "accelerate": run_accelerate}
 
 ALWAYS = {"batch_size", "subset_size", "samples_scored", "samples_trained", "distinct_samples"}
 SCORED = {"margin", "model_metric", "gradient_metric", "model_average", "gradient_average"}
@@ -107,7 +114,7 @@ def combinations(*loops):
 
 def run(name, scoring, loop, **arguments) -> Record:
     case = CASES[name]
-    return LOOPS[loop]({**case.settings, "scoring": scoring}, case.passes, case.task, **arguments)
+    return {**LOOPS, **FACES}[loop]({**case.settings, "scoring": scoring}, case.passes, case.task, **arguments)
 
 
 whole = cache(run)
@@ -150,6 +157,38 @@ def test_resumed_in_mid_pass_it_is_the_uninterrupted_run(tmp_path, name, scoring
     stopped = run(name, scoring, loop, stop_after=done, save_to=tmp_path / "state.pt")
     assert stopped.steps == steps[:done]
     assert_same(run(name, scoring, loop, resume_from=stopped.state), expected, done)
+
+
+# Those that differ most in what they ask of a loop; the others are slow.
+QUICK = {"default", "loss", "shuffled", "mass, workers", "mass, loss", "mass, kept", "span"}
+# Lightning and Transformers do not show a loss of outputs and target, of which remembered margins take each sample's.
+BY_STEP = ("lightning", "transformers")
+
+
+def cases_of_faces():
+    for loop in FACES:
+        for name, case in CASES.items():
+            if case.loops != tuple(LOOPS) and loop == "accelerate":
+                continue
+            for scoring in case.scorings:
+                if scoring == "cached" and not name.startswith("mass") and loop in BY_STEP:
+                    continue
+                yield pytest.param(name, scoring, loop, marks=[] if name in QUICK else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("name", "scoring", "loop"), [*cases_of_faces()])
+def test_every_framework_is_composer_also_when_resumed(tmp_path, name, scoring, loop):
+    expected = whole(name, scoring, "composer")
+    assert_same(run(name, scoring, loop), expected)
+    steps = expected.steps
+    passes = [step["pass"] for step in steps]
+    for at_pass_end in (False, True):
+        done = next(n for n in range(len(steps) // 2, len(steps)) if (passes[n - 1] == passes[n]) is not at_pass_end)
+        folder = tmp_path / str(at_pass_end)
+        folder.mkdir()
+        stopped = run(name, scoring, loop, stop_after=done, at_pass_end=at_pass_end, save_to=folder / "state.ckpt")
+        assert stopped.steps == steps[:done]
+        assert_same(run(name, scoring, loop, resume_from=stopped.state), expected, done)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
