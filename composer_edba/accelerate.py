@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from typing_extensions import Unpack, override
 
-from composer_edba.loading.rank_share import RankShare
-from composer_edba.loading.ranks import world_size
 from composer_edba.plain import SubsetLoader
 from composer_edba.settings import Settings, documented
 
 try:
     from accelerate import Accelerator
-    from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher, DataLoaderStateMixin
+    from accelerate.data_loader import DataLoaderStateMixin
     from accelerate.utils import send_to_device
+
+    from composer_edba.loops.prepared import own_loader
 except ModuleNotFoundError as error:
     raise ImportError(
         f"composer_edba.accelerate needs Accelerate ({error.name} is not installed): "
         "pip install 'composer-edba[accelerate]'"
     ) from error
 
-__all__ = ["AcceleratedSubsetLoader", "own_loader"]
+__all__ = ["AcceleratedSubsetLoader"]
 
 
 @documented("accelerate")
@@ -115,35 +113,3 @@ class AcceleratedSubsetLoader(DataLoaderStateMixin, SubsetLoader):
     def _keep_up(self) -> None:
         if self._accelerator.sync_gradients:  # else the step is still to come
             super()._keep_up()
-
-
-def own_loader(loader: Any, accelerator: Accelerator) -> DataLoader:
-    """The DataLoader in ``loader``, prepared by ``accelerator`` or not, that gives this process's samples.
-
-    Raises:
-        ValueError: see :class:`AcceleratedSubsetLoader`.
-    """
-    if isinstance(getattr(loader, "gradient_state", None), type(accelerator.gradient_state)):
-        if type(loader) is DataLoaderDispatcher:
-            raise ValueError(
-                "this loader dispatches batches from the main process: give DataLoaderConfiguration("
-                "dispatch_batches=False) to the Accelerator, or the loader as it was before it was prepared"
-            )
-        loader = loader.base_dataloader
-    sampler, ranks = loader.batch_sampler, world_size()
-    if isinstance(sampler, BatchSamplerShard):
-        sampler = sampler.batch_sampler
-    if ranks == 1 or type(sampler) is not BatchSampler or isinstance(loader.dataset, IterableDataset):
-        return loader
-    if not accelerator.even_batches:
-        raise ValueError(
-            "even_batches is False, and on several processes EDBA needs passes of one length: give "
-            "DataLoaderConfiguration(even_batches=True) to the Accelerator"
-        )
-    size, left = divmod(sampler.batch_size, ranks) if accelerator.split_batches else (sampler.batch_size, 0)
-    if left or not size:
-        raise ValueError(f"the loader's batch_size is {sampler.batch_size}: {ranks} processes cannot split it evenly")
-    twin, share = copy.copy(loader), RankShare(sampler.sampler, torch.device(accelerator.device))
-    # DataLoader.__setattr__ forbids new samplers.
-    twin.__dict__.update(batch_sampler=BatchSampler(share, size, sampler.drop_last), sampler=share, _iterator=None)
-    return twin

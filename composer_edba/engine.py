@@ -26,8 +26,9 @@ from composer_edba.method.choice import Selection
 from composer_edba.method.gradient_mass import gradient_norms, select_by_gradient_mass
 from composer_edba.method.selector import SubsetSelector
 from composer_edba.method.sizing import LossPolicy, make_policy, policy_word
-from composer_edba.scoring.forward import PoolScores, Scorer
+from composer_edba.scoring.forward import Scorer
 from composer_edba.scoring.gathered import SHAPE, gather_scores, shape_of
+from composer_edba.scoring.pool_scores import PoolScores
 from composer_edba.scoring.remembered import RememberedScores
 from composer_edba.scoring.remembered_gradients import RememberedGradients
 from composer_edba.scoring.remembered_norms import RememberedNorms

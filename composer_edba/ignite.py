@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack, override
 
+from composer_edba.loops.supervised import SupervisedLoop
 from composer_edba.settings import Settings, checked, documented
-from composer_edba.supervised import SupervisedLoop
 
 try:
     from ignite.engine import DeterministicEngine, Engine, Events

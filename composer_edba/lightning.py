@@ -11,8 +11,8 @@ from torch import Tensor
 from typing_extensions import Unpack, override
 
 from composer_edba.loading.pools import planned_updates
+from composer_edba.loops.stepping import Passes, SteppingLoop
 from composer_edba.settings import Settings, checked, documented
-from composer_edba.stepping import Passes, SteppingLoop
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

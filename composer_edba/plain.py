@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
 from composer_edba.loading.pools import planned_updates
+from composer_edba.loops.supervised import SupervisedLoop
 from composer_edba.settings import Settings, checked, documented
-from composer_edba.supervised import SupervisedLoop
 
 __all__ = ["SubsetLoader"]
 

@@ -411,6 +411,8 @@ def as_markdown(table: Mapping[str, Setting] | None = None) -> str:
     for name, entry in (SETTINGS if table is None else table).items():
         same = "none" if name == "preset" else "the same"
         paper = same if entry.paper in (..., entry.default) else f"`{entry.paper!r}`"
-        where = "" if entry.loops == _LOOPS else f" *Only in {' and '.join(map(str.capitalize, entry.loops))}.*"
+        lacking = [loop for loop in _LOOPS if loop not in entry.loops]
+        word, loops = ("Not", lacking) if len(lacking) < len(entry.loops) else ("Only", entry.loops)
+        where = f" *{word} in {', '.join(map(str.capitalize, loops))}.*" if lacking else ""
         rows.append(f"| `{name}` | `{entry.default!r}` | {paper} | {entry.text}{where} |")
     return "\n".join(rows) + "\n"

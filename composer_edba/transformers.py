@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from composer_edba.loading.pools import planned_updates
+from composer_edba.loops.stepping import Passes, SteppingLoop
 from composer_edba.settings import checked
-from composer_edba.stepping import Passes, SteppingLoop
 
 try:
     from transformers import TrainerCallback
     from transformers.trainer import Trainer
     from transformers.trainer_utils import get_last_checkpoint
 
-    from composer_edba.accelerate import own_loader
+    from composer_edba.loops.prepared import own_loader
 except (ModuleNotFoundError, ImportError) as error:
     raise ImportError(
         f"composer_edba.transformers needs Transformers and Accelerate ({error}): "

@@ -147,7 +147,7 @@ def test_each_default_and_each_of_the_papers_is_in_range(name):
     for value in (entry.default, *(() if entry.paper is ... else (entry.paper,))):
         check_value(name, value)
     assert entry.text.endswith(".")
-    assert set(entry.loops) <= {"composer", "ignite", "plain"}
+    assert set(entry.loops) <= {"composer", "ignite", "lightning", "transformers", "accelerate", "plain"}
 
 
 # What the paper says; where it is silent, our first reading of it.

@@ -30,8 +30,9 @@ from composer_edba.method.candidates import Candidates, draw_candidates
 from composer_edba.method.choice import select_subset
 from composer_edba.method.equation import margin_loss, prefix_gradient_norms, subset_gradient_norms
 from composer_edba.method.selector import SubsetSelector
-from composer_edba.scoring.forward import PoolScores, Scorer
+from composer_edba.scoring.forward import Scorer
 from composer_edba.scoring.images import scaled_images
+from composer_edba.scoring.pool_scores import PoolScores
 from composer_edba.settings import checked
 from composer_edba.train.data.cifar import cifar_splits
 from composer_edba.train.data.subset import stratified_subset

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from composer_edba.method.equation import gradient_inner_products
-from composer_edba.scoring.forward import at_least_float32
+from composer_edba.scoring.pool_scores import at_least_float32
 
 __all__ = ["LayerGradients", "LayerRecorder", "check_gradients"]
 

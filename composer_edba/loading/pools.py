@@ -145,7 +145,10 @@ class Pools:
 
     def set_epoch(self, number: int) -> None:
         """Tell sampler and data set, if they want to know, that pass ``number`` comes, from 0."""
-        told: list[Any] = [None if self.sampler is None else self.sampler.sampler, getattr(self._given, "dataset", None)]
+        told: list[Any] = [
+            None if self.sampler is None else self.sampler.sampler,
+            getattr(self._given, "dataset", None),
+        ]
         for each in told:
             if hasattr(each, "set_epoch"):
                 each.set_epoch(number)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from composer_edba.scoring.forward import PoolScores
 from composer_edba.scoring.memory import device_memory
+from composer_edba.scoring.pool_scores import PoolScores
 
 __all__ = ["ScoreCache"]
 

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,39 +15,18 @@ from torch.autograd.graph import get_gradient_edge
 
 from composer_edba.loading.batch import batch_size, index_batch
 from composer_edba.loading.parts import balanced_parts
-from composer_edba.method.equation import gradient_inner_products
 from composer_edba.scoring.last_layer import check_last_layer, find_last_layer, named_last_layer, positions_last
 from composer_edba.scoring.memory import check_score_memory
+from composer_edba.scoring.pool_scores import PoolScores, at_least_float32
 from composer_edba.scoring.sample_losses import mean_loss
 from composer_edba.scoring.side_effects import BatchNormStatistics, without_side_effects
 
-__all__ = ["PoolScores", "Scorer", "at_least_float32", "check_mean"]
+__all__ = ["Scorer", "check_mean"]
 
 Run = Callable[[Any], Any]  # a batch -> its loss
 
 # Samples that the check of the loss runs on.
 _PROBE_SIZE = 8
-
-
-@dataclass(frozen=True)
-class PoolScores:
-    """What the scoring forward found out about a pool of B samples.
-
-    Attributes:
-        inputs: last-layer inputs h, (B, F) or (B, T..., F).
-        output_grads: gradients d of each sample's own loss by the last layer's output, (B, C) or (B, T..., C).
-        model_metric: M, the mean loss, a scalar on the model's device.
-        bias: whether the last layer has a bias.
-    """
-
-    inputs: Tensor
-    output_grads: Tensor
-    model_metric: Tensor
-    bias: bool
-
-    def inner_products(self) -> Tensor:
-        """⟨g_i, g_j⟩, (B, B); see :func:`composer_edba.functional.gradient_inner_products`."""
-        return gradient_inner_products(self.inputs, self.output_grads, self.bias)
 
 
 class Scorer:
@@ -277,8 +255,3 @@ def check_mean(once: float, twice: float, size: int) -> None:
             f"the loss is not a mean over the samples: {once:.6g} for {size} samples, but {twice:.6g} when each of "
             "them counts twice. Use reduction='mean'"
         )
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """``tensor`` in float64 if it is that, else in float32."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

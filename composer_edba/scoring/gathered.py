@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from composer_edba.loading.ranks import check_alike, gather_rows, rank
-from composer_edba.scoring.forward import PoolScores
 from composer_edba.scoring.memory import check_score_memory, score_memory
+from composer_edba.scoring.pool_scores import PoolScores
 
 __all__ = ["SHAPE", "gather_scores", "shape_of"]
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from composer_edba.loading.ranks import Attempt, gather_rows, rank, world_size
-from composer_edba.loading.sampler import ResizableBatchSampler
 from composer_edba.scoring.training_scores import TrainingScores
 
 __all__ = ["Choice", "Draw", "Memory", "Picked", "RememberedScores"]
@@ -46,6 +45,15 @@ class Memory(Protocol):
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take up what :meth:`state_dict` gave, for a model on ``device``."""
+
+
+class ChoosingSampler(Protocol):
+    """What :class:`~composer_edba.loading.sampler.ResizableBatchSampler` has for who chooses in it."""
+
+    agree: Callable[[Callable[[], int | None]], int | None] | None
+    choose: Callable[..., tuple[list[int], list[int]]] | None
+    share: float
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ class RememberedScores(abc.ABC):
     def __init__(self, scheduled: Callable[[int], bool], training: TrainingScores):
         self.cache: Any = None
         self._scheduled, self._training = scheduled, training
-        self._sampler: ResizableBatchSampler | None = None
+        self._sampler: ChoosingSampler | None = None
         self._dataset: Any = None
         self._device = torch.device("cpu")
         self._pools = 0  # ever drawn, the number of the random stream
@@ -138,7 +146,7 @@ class RememberedScores(abc.ABC):
     # ---- the loader
 
     def install(
-        self, sampler: ResizableBatchSampler, dataset: Any, device: torch.device, *, skipped: int = 0, spun: int = 0
+        self, sampler: ChoosingSampler, dataset: Any, device: torch.device, *, skipped: int = 0, spun: int = 0
     ) -> None:
         """Choose in ``sampler`` from now on.
 

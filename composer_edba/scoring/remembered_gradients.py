@@ -10,7 +10,7 @@ from typing_extensions import override
 from composer_edba.loading.ranks import Attempt, check_alike
 from composer_edba.method.choice import Selection
 from composer_edba.scoring.cache import ScoreCache
-from composer_edba.scoring.forward import PoolScores
+from composer_edba.scoring.pool_scores import PoolScores
 from composer_edba.scoring.remembered import Draw, Memory, Picked, RememberedScores
 from composer_edba.scoring.training_scores import TrainingScores
 

@@ -12,7 +12,7 @@ from benchmarks.cost import scale_factor
 from benchmarks.cost.scale_factor import agreement
 from composer_edba.engine import step_generator
 from composer_edba.functional import Averages, select_subset
-from composer_edba.scoring.forward import PoolScores
+from composer_edba.scoring.pool_scores import PoolScores
 from composer_edba.train.data.augment import BatchAugment
 from composer_edba.train.data.splits import Splits
 from composer_edba.train.data.tensor_dataset import BatchTensorDataset

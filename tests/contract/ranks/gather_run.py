@@ -7,8 +7,8 @@ import torch
 from composer.utils import dist
 
 from composer_edba.loading.ranks import Attempt
-from composer_edba.scoring.forward import PoolScores
 from composer_edba.scoring.gathered import SHAPE, gather_scores, shape_of
+from composer_edba.scoring.pool_scores import PoolScores
 
 
 def rank_scores(rank):

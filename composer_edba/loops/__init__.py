@@ -1,0 +1,1 @@
+"""What training loops of one kind share, between the engine and the frameworks."""
