@@ -135,7 +135,7 @@ def test_it_is_suggested_for_a_misspelt_name(misspelt):
 def test_it_arrives_in_the_documentation():
     *rows, last = as_markdown(MORE).splitlines()
     assert "\n".join(rows) + "\n" == as_markdown()
-    assert last == "| `temperature` | `0.5` | `2.0` | How freely to choose, > 0. *Only in Composer and Plain.* |"
+    assert last == "| `temperature` | `0.5` | `2.0` | How freely to choose, > 0. *Only in Composer, Plain.* |"
 
 
 # ---- the table itself
