@@ -8,7 +8,7 @@ from torch import Tensor
 
 from composer_edba.method.equation import check_gradient_shapes
 
-__all__ = ["GrowingPool", "carriers", "gradient_norms", "select_by_gradient_mass"]
+__all__ = ["GrowingPool", "carriers", "gradient_norms", "row_norms", "select_by_gradient_mass"]
 
 
 def gradient_norms(inputs: Tensor, output_grads: Tensor, bias: bool = True) -> Tensor:
@@ -30,9 +30,15 @@ def gradient_norms(inputs: Tensor, output_grads: Tensor, bias: bool = True) -> T
     """
     check_gradient_shapes(inputs, output_grads)
     dtype = torch.float64 if inputs.dtype == output_grads.dtype == torch.float64 else torch.float32
-    h, d = (torch.linalg.vector_norm(rows.detach(), dim=-1, dtype=dtype) for rows in (inputs, output_grads))
+    h, d = (row_norms(rows).to(dtype) for rows in (inputs, output_grads))
     norms = d * (torch.hypot(h, torch.ones_like(h)) if bias else h)
     return norms.flatten(1).sum(1) if norms.ndim > 1 else norms
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """Norms along the last dimension, formed in float64 for that, else in float32, and of that type."""
+    own = torch.float64 if rows.dtype == torch.float64 else torch.float32  # torch does not narrow
+    return torch.linalg.vector_norm(rows.detach(), dim=-1, dtype=own)
 
 
 def select_by_gradient_mass(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from composer_edba.method.gradient_mass import row_norms
 from composer_edba.scoring.last_layer import positions_last
 from composer_edba.scoring.training_scores import Microbatch, TrainingScores
 
@@ -30,12 +31,12 @@ class TrainingNorms(TrainingScores):
 
     @override
     def _input_rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
-        norms = torch.linalg.vector_norm(positions_last(module, inputs.detach()), dim=-1, dtype=torch.float32)
+        norms = row_norms(positions_last(module, inputs)).float()
         return norms if module.bias is None else torch.hypot(norms, torch.ones_like(norms))
 
     @override
     def _grad_rows(self, module: nn.Module, grad: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(positions_last(module, grad.detach()), dim=-1, dtype=torch.float32)
+        return row_norms(positions_last(module, grad)).float()
 
     @override
     def _part_rows(self, part: Microbatch, factor: Tensor | float | None) -> Tensor:

@@ -155,3 +155,12 @@ def test_a_growing_pool_counts_what_the_whole_one_would(data, left_out, seed):
         norms, stays, before = np.concatenate([norms, more]), np.concatenate([stays, back]), kept
         exact = len(carriers(norms, stays, left_out))
         assert abs(kept - exact) <= int(np.isnan(norms).any()), "a mean of norms may round"
+
+
+@pytest.mark.parametrize("inputs", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("grads", [torch.float64, torch.float32, torch.bfloat16])
+def test_inputs_and_gradients_may_differ_in_precision(inputs, grads):
+    h, d = torch.randn(8, 5, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)
+    norms = gradient_norms(h.to(inputs), d.to(grads))
+    assert norms.dtype == (torch.float64 if inputs == grads == torch.float64 else torch.float32)
+    torch.testing.assert_close(norms.double(), gradient_norms(h, d), rtol=0.02, atol=0)
