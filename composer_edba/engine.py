@@ -152,6 +152,7 @@ class Engine:
         self._seed: int | None = None
         self._resume_from: dict[str, Any] | None = None
         self._began = self._seconds = 0.0
+        self._shares = 0.0, 0  # of the steps' times that EDBA took: their sum, and how many
         # Of this step: whether it tells what the loss began with, or is of the span, and the share that is trained on.
         self._observes = (False, False, 1.0)
 
@@ -310,7 +311,9 @@ class Engine:
                 self._stay_whole(
                     "more or fewer rows than a batch's samples go through the last layer, so none is known"
                 )
-        return self._seconds / (time.perf_counter() - self._began + before)
+        share = self._seconds / (time.perf_counter() - self._began + before)
+        self._shares = self._shares[0] + share, self._shares[1] + 1
+        return share
 
     def _enter_loss(self, loss: float) -> None:
         """Show the policy the mean ``loss`` of the batch that was trained on."""
@@ -488,6 +491,12 @@ class Engine:
     def left_out(self) -> float:
         """Share of all samples drawn so far that were not trained on."""
         return 1 - self.samples_trained / self.samples_drawn if self.samples_drawn else 0.0
+
+    @property
+    def overhead(self) -> float:
+        """Mean share of a step's time, from when its batch arrived, that EDBA took in this process."""
+        total, steps = self._shares
+        return total / steps if steps else 0.0
 
     def _before_start(self) -> bool:
         """Whether this step comes before ``start`` and is to tell of the loss that training began with."""

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack, override
 
+from composer_edba.loops.summary import summary_of
 from composer_edba.loops.supervised import SupervisedLoop
 from composer_edba.settings import Settings, checked, documented
 
@@ -150,6 +151,10 @@ class EDBAHandler:
             over = Events.COMPLETED | Events.TERMINATE | Events.INTERRUPT
             trainer.add_event_handler(over, self._loop.unwatch)
             trainer.add_event_handler(Events.EXCEPTION_RAISED, self._exception_raised)
+
+    def summary(self) -> str:
+        """What the run came to so far, as a table in plain text: samples drawn, trained on, left out; the overhead."""
+        return summary_of(self._loop.engine)
 
     @property
     def batch_size(self) -> int | None:

@@ -12,6 +12,7 @@ from typing_extensions import Unpack, override
 
 from composer_edba.loading.pools import planned_updates
 from composer_edba.loops.stepping import Passes, SteppingLoop
+from composer_edba.loops.summary import summary_of
 from composer_edba.settings import Settings, checked, documented
 
 try:
@@ -66,6 +67,10 @@ class EDBACallback(Callback):
     def figures(self) -> dict[str, float]:
         """What is known of the last step, by name."""
         return self._engine.figures
+
+    def summary(self) -> str:
+        """What the run came to so far, as a table in plain text: samples drawn, trained on, left out; the overhead."""
+        return summary_of(self._engine)
 
     @property
     def batch_size(self) -> int | None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
 from composer_edba.loading.pools import planned_updates
+from composer_edba.loops.summary import summary_of
 from composer_edba.loops.supervised import SupervisedLoop
 from composer_edba.settings import Settings, checked, documented
 
@@ -139,6 +140,10 @@ class SubsetLoader:
     def figures(self) -> dict[str, float]:
         """What is known of the last step: ``batch_size``, ``subset_size``; ``margin`` and metrics if it was scored."""
         return self._loop.engine.figures
+
+    def summary(self) -> str:
+        """What the run came to so far, as a table in plain text: samples drawn, trained on, left out; the overhead."""
+        return summary_of(self._loop.engine)
 
     @property
     def batch_size(self) -> int | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from composer_edba.loading.pools import planned_updates
 from composer_edba.loops.stepping import Passes, SteppingLoop
+from composer_edba.loops.summary import summary_of
 from composer_edba.settings import checked
 
 try:
@@ -81,6 +82,10 @@ class EDBAMixin(_Base):
     def edba_figures(self) -> dict[str, float]:
         """What is known of EDBA's last step, by name."""
         return self._edba.engine.figures
+
+    def edba_summary(self) -> str:
+        """What the run came to so far, as a table in plain text: samples drawn, trained on, left out; the overhead."""
+        return summary_of(self._edba.engine)
 
     # ---- a training
 

@@ -14,9 +14,9 @@ FLOORS = (
     {"settings", "functional"},
     {"scoring"},
     {"engine"},
-    {"loops", "composer"},
-    {"plain", "ignite", "lightning", "transformers", "dba"},
-    {"accelerate"},
+    {"loops"},
+    {"plain", "ignite", "lightning", "transformers", "composer"},
+    {"accelerate", "dba"},
     {"train", "__main__"},
 )
 

@@ -26,6 +26,7 @@ from composer_edba.composer.refusals import (
 from composer_edba.composer.running_trainer import running_trainer
 from composer_edba.engine import Engine, LastSelection, Loop, Network
 from composer_edba.loading.batch import batch_size, default_input_key, default_target_key
+from composer_edba.loops.summary import summary_of
 from composer_edba.method.selector import highest_learning_rate
 from composer_edba.method.sizing import is_policy
 from composer_edba.scoring.cache import ScoreCache
@@ -129,6 +130,10 @@ class EDBA(EventAlgorithm):
     def last_selection(self) -> LastSelection | None:
         """What this step chose from, and what, after AFTER_DATALOADER; None if it did not choose, or has no indices."""
         return self._engine.last_selection
+
+    def summary(self) -> str:
+        """What the run came to so far, as a table in plain text: samples drawn, trained on, left out; the overhead."""
+        return summary_of(self._engine)
 
     @property
     def score_cache(self) -> ScoreCache | NormMemory | None:
