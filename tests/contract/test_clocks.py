@@ -7,8 +7,9 @@ from ignite.engine import Events, create_supervised_trainer
 
 from composer_edba import EDBA
 from composer_edba.ignite import EDBAHandler
-from tests.support.loops import LOOPS, LOSS, Task
+from tests.support.loops import LOOPS
 from tests.support.small_runs import Watch, logged, points_loader, trainer
+from tests.support.task import LOSS, Task
 from tests.support.torch_runs import loader, net, sgd
 
 BATCHES = 7  # a pass

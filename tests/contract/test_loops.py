@@ -11,7 +11,8 @@ import torch
 
 from tests.support.accelerate_loop import run_accelerate
 from tests.support.lightning_loop import run_lightning
-from tests.support.loops import BATCH, LOOPS, SAMPLES, Record, Task
+from tests.support.loops import LOOPS
+from tests.support.task import BATCH, SAMPLES, Record, Task
 from tests.support.transformers_loop import run_transformers
 
 FACES = {"lightning": run_lightning, "transformers": run_transformers, "accelerate": run_accelerate}

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from composer_edba.accelerate import AcceleratedSubsetLoader
-from tests.support.loops import LOSS, SEED, Record, Task, _begin_streams, _indices, _step
+from tests.support.task import LOSS, SEED, Record, Task, begin_streams, indices_of, step_of
 
 
 def run_accelerate(
@@ -35,12 +35,12 @@ def run_accelerate(
     choose = subsets._loop.choose
 
     def see(pool):
-        delivered[:] = _indices(pool[0])
+        delivered[:] = indices_of(pool[0])
         return choose(pool)
 
     subsets._loop.choose = see
     first, done = 0, 0
-    _begin_streams(seed, resume_from)
+    begin_streams(seed, resume_from)
     if resume_from is not None:
         accelerator.load_state(str(resume_from))
         first, done = torch.load(resume_from / "where.pt")
@@ -58,7 +58,7 @@ def run_accelerate(
             optimizer.step()
             schedule.step()
             last = subsets._loop.engine.last_selection
-            steps.append(_step(number, list(delivered), inputs, last, subsets.figures))
+            steps.append(step_of(number, list(delivered), inputs, last, subsets.figures))
             done += 1
             if not at_pass_end and done == stop_after:
                 return record(number)

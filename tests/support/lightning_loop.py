@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from composer_edba.lightning import EDBACallback
-from tests.support.loops import LOSS, SEED, Record, Task, _begin_streams, _indices, _RandomState, _step
+from tests.support.task import LOSS, SEED, RandomState, Record, Task, begin_streams, indices_of, step_of
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 QUIET = {
@@ -46,10 +46,10 @@ class _Recorder(Callback):
         self.steps: list[dict[str, Any]] = []
 
     def state_dict(self):
-        return {"random": _RandomState().state_dict(), "schedule": self.schedule.state_dict()}
+        return {"random": RandomState().state_dict(), "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state):
-        _RandomState().load_state_dict(state["random"])
+        RandomState().load_state_dict(state["random"])
         self.schedule.load_state_dict(state["schedule"])
 
     def on_train_epoch_start(self, trainer, pl_module):
@@ -58,7 +58,7 @@ class _Recorder(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.schedule.step()
         last = self.edba._engine.last_selection
-        self.steps.append(_step(trainer.current_epoch, self.delivered, batch[0], last, self.edba.figures))
+        self.steps.append(step_of(trainer.current_epoch, self.delivered, batch[0], last, self.edba.figures))
         if not self.at_pass_end and trainer.global_step == self.stop_after:
             self.stop(trainer)
 
@@ -89,13 +89,13 @@ def run_lightning(
     choose = edba._loop.choose
 
     def see(pool, *args):
-        recorder.delivered = _indices(pool[0])
+        recorder.delivered = indices_of(pool[0])
         return choose(pool, *args)
 
     edba._loop.choose = see
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         trainer = Trainer(max_epochs=passes, callbacks=[edba, recorder], **QUIET)
-        _begin_streams(seed, resume_from)
+        begin_streams(seed, resume_from)
         trainer.fit(Module(network, optimizer), data, ckpt_path=resume_from)
     return Record(recorder.steps, network.state_dict(), save_to)

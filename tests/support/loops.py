@@ -4,128 +4,21 @@ What a loop needs to go on in mid-pass, or at a pass's end, is saved as its user
 checkpoints, Ignite's ``Checkpoint.load_objects``, and a dictionary of states; with the global random streams.
 """
 
-import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from composer import Callback, DataSpec, Event, Trainer
 from composer.loggers import LoggerDestination
 from composer.models import ComposerClassifier
 from ignite.engine import Events, create_supervised_trainer
 from ignite.handlers import Checkpoint
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from composer_edba import EDBA
 from composer_edba.ignite import EDBAHandler
 from composer_edba.plain import SubsetLoader
-from tests.support.torch_runs import CLASSES, loader, net, sgd
-
-LOSS = nn.CrossEntropyLoss()
-SEED = 5
-SAMPLES, BATCH = 200, 32
-# Wall-clock time differs from run to run, and the size of the cache is logged once in a Trainer.
-_OUTSIDE = {"overhead", "cache_bytes"}
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is trained, and on batches in which order.
-
-    Attributes:
-        shuffle: a new order in every pass, from torch's global stream; False: one permutation in all of them.
-        dropout: share of the features that are left out, drawn from torch's global stream.
-        decay: what a schedule multiplies the learning rate by after every step.
-        workers: of the loader.
-        drop_last: whether the loader leaves out a smaller last batch.
-        few_batches: batches that an epoch is cut off after, in a Trainer alone; None: none.
-    """
-
-    shuffle: bool = False
-    dropout: float = 0.0
-    decay: float = 1.0
-    workers: int = 0
-    drop_last: bool = False
-    few_batches: int | None = None
-
-    def parts(self) -> tuple[nn.Module, torch.optim.Optimizer, Any, Any]:
-        """Model, optimizer, learning-rate schedule and loader, new and always the same."""
-        model = net(dropout=self.dropout)
-        optimizer = sgd(model)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.decay**step)
-        return model, optimizer, schedule, self.loader()
-
-    def loader(self) -> DataLoader:
-        """What the batches come from."""
-        order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(11)).tolist()
-        drawn = {"shuffle": True} if self.shuffle else {"shuffle": False, "sampler": order}
-        return loader(SAMPLES, BATCH, num_workers=self.workers, drop_last=self.drop_last, **drawn)
-
-    def duration(self, passes: int) -> str:
-        """That many passes, for a Trainer."""
-        return f"{passes}ep"
-
-    def begin_pass(self, sampler: Any, number: int) -> None:
-        """What the user tells the loader's sampler before pass ``number``, from 0: nothing."""
-
-    def states(self, data: Any) -> dict[str, Any]:
-        """What has a state of its own in the loader ``data``, by name, which a careful user saves: a sampler."""
-        return {"sampler": data.sampler} if hasattr(data.sampler, "state_dict") else {}
-
-
-@dataclass
-class Record:
-    """What a run did.
-
-    Attributes:
-        steps: for each step ``pass`` (its number from 0), ``delivered`` (data-set indices of the loader's batch),
-            ``indices`` (of those trained on, in their order), ``last_selection`` (EDBA's: pool and subset, or None) and
-            ``figures`` (EDBA's, by name).
-        weights: the network's parameters and buffers at the end.
-        state: file to resume from; None if the run was not stopped.
-    """
-
-    steps: list[dict[str, Any]]
-    weights: dict[str, Tensor]
-    state: Path | None
-
-
-def _indices(inputs: Tensor) -> list[int]:
-    return inputs[:, 0].long().tolist()
-
-
-def _step(number: int, delivered: list[int], inputs: Tensor, last: Any, figures: dict[str, float]) -> dict[str, Any]:
-    told = {name: value for name, value in figures.items() if name not in _OUTSIDE}
-    chosen = None if last is None else [part.tolist() for part in last]
-    step = {"pass": number, "delivered": delivered, "indices": _indices(inputs)}
-    return {**step, "last_selection": chosen, "figures": told}
-
-
-def _begin_streams(seed: int, resume_from: Path | None) -> None:
-    """Have the global streams begin at ``seed``; in a process that resumes they are elsewhere until restored."""
-    begin = seed if resume_from is None else seed + 1
-    torch.manual_seed(begin)
-    np.random.seed(begin)
-    random.seed(begin)
-
-
-class _RandomState:
-    """The global streams of torch, numpy and Python as a part of a checkpoint of plain values."""
-
-    def state_dict(self):
-        return {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": _plain(np.random.get_state())}
-
-    def load_state_dict(self, state):
-        torch.set_rng_state(state["torch"])
-        random.setstate(state["python"])
-        np.random.set_state(state["numpy"])
-
-
-def _plain(state: Any) -> tuple[Any, ...]:
-    return tuple(part.tolist() if isinstance(part, np.ndarray) else part for part in state)
+from tests.support.task import LOSS, SEED, RandomState, Record, Task, begin_streams, indices_of, step_of
+from tests.support.torch_runs import CLASSES
 
 
 class _Recorder(LoggerDestination):
@@ -138,7 +31,7 @@ class _Recorder(LoggerDestination):
 
     def see(self, batch):
         """As the Trainer's transform of whole batches, which sees what the loader gave."""
-        self.delivered = _indices(batch[0])
+        self.delivered = indices_of(batch[0])
         return batch
 
     def log_metrics(self, metrics, step=None):
@@ -149,7 +42,7 @@ class _Recorder(LoggerDestination):
         self.number = int(state.timestamp.epoch)
 
     def batch_end(self, state, logger):
-        self.steps.append(_step(self.number, self.delivered, self.inputs, self.last, self.figures))
+        self.steps.append(step_of(self.number, self.delivered, self.inputs, self.last, self.figures))
         self.figures = {}
         if not self.at_pass_end and int(state.timestamp.batch) == self.stop_after:
             state.stop_training()
@@ -225,7 +118,7 @@ def run_composer(
         load_path=None if resume_from is None else str(resume_from),
         **saving,
     )
-    _begin_streams(seed, resume_from)
+    begin_streams(seed, resume_from)
     trainer.fit()
     return Record(recorder.steps, model.state_dict(), save_to)
 
@@ -253,11 +146,11 @@ def run_ignite(
 
     @trainer.on(Events.GET_BATCH_COMPLETED)
     def _delivered(engine):
-        delivered[:] = _indices(engine.state.batch[0])
+        delivered[:] = indices_of(engine.state.batch[0])
 
     edba.attach(trainer, data)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "edba": edba, "trainer": trainer}
-    parts |= {**task.states(data), "random": _RandomState()}
+    parts |= {**task.states(data), "random": RandomState()}
     steps: list[dict[str, Any]] = []
 
     def stop():
@@ -268,7 +161,7 @@ def run_ignite(
     def _completed(engine):
         schedule.step()
         state, last = engine.state, edba._loop.engine.last_selection
-        steps.append(_step(state.epoch - 1, list(delivered), state.batch[0], last, state.edba))
+        steps.append(step_of(state.epoch - 1, list(delivered), state.batch[0], last, state.edba))
         if not at_pass_end and state.iteration == stop_after:
             stop()
 
@@ -277,7 +170,7 @@ def run_ignite(
         if at_pass_end and engine.state.iteration == stop_after:
             stop()
 
-    _begin_streams(seed, resume_from)
+    begin_streams(seed, resume_from)
     if resume_from is not None:
         Checkpoint.load_objects(parts, torch.load(resume_from, weights_only=True))
     trainer.run(data, max_epochs=passes)
@@ -299,18 +192,18 @@ def run_plain(
     model, optimizer, schedule, data = task.parts()
     subsets = SubsetLoader(data, model, LOSS, optimizer=optimizer, seed=seed, **settings)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "subsets": subsets}
-    parts |= {**task.states(data), "random": _RandomState()}
+    parts |= {**task.states(data), "random": RandomState()}
     steps: list[dict[str, Any]] = []
     delivered: list[int] = []
     choose = subsets._loop.choose
 
     def see(pool):
-        delivered[:] = _indices(pool[0])
+        delivered[:] = indices_of(pool[0])
         return choose(pool)
 
     subsets._loop.choose = see
     first, done = 0, 0
-    _begin_streams(seed, resume_from)
+    begin_streams(seed, resume_from)
     if resume_from is not None:
         saved = torch.load(resume_from, weights_only=True)
         for name, part in parts.items():
@@ -330,7 +223,7 @@ def run_plain(
             optimizer.step()
             schedule.step()
             last = subsets._loop.engine.last_selection
-            steps.append(_step(number, list(delivered), inputs, last, subsets.figures))
+            steps.append(step_of(number, list(delivered), inputs, last, subsets.figures))
             done += 1
             if not at_pass_end and done == stop_after:
                 return record(number)

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, RandomSampler
 from transformers import TrainerCallback, TrainingArguments
 
 from composer_edba.transformers import EDBATrainer
-from tests.support.loops import LOSS, SEED, Record, Task, _begin_streams, _indices, _step
+from tests.support.task import LOSS, SEED, Record, Task, begin_streams, indices_of, step_of
 
 
 class Named(Dataset):
@@ -62,7 +62,7 @@ class _Recorder(TrainerCallback):
         self.schedule.step()
         last = self.runner._edba.engine.last_selection
         number = self.runner._pass_number
-        self.steps.append(_step(number, self.delivered, self.inputs, last, self.runner.edba_figures))
+        self.steps.append(step_of(number, self.delivered, self.inputs, last, self.runner.edba_figures))
         if not self.at_pass_end and state.global_step == self.stop_after:
             control.should_save = control.should_training_stop = True
 
@@ -112,13 +112,13 @@ def run_transformers(
     choose = runner._edba.choose
 
     def see(pool, *more):
-        recorder.delivered = _indices(pool["points"])
+        recorder.delivered = indices_of(pool["points"])
         batch = choose(pool, *more)
         recorder.inputs = batch["points"]
         return batch
 
     runner._edba.choose = see
-    _begin_streams(seed, resume_from)
+    begin_streams(seed, resume_from)
     runner.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     saved = folder / f"checkpoint-{stop_after}"
     return Record(recorder.steps, network.state_dict(), saved if saved.is_dir() else None)

@@ -21,7 +21,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from tests.support.loops import BATCH, SAMPLES, Task
+from tests.support.task import BATCH, SAMPLES, Task
 from tests.support.torch_runs import FEATURES, following, points
 
 DRAWN = 150  # samples in a pass of those samplers that may give fewer or more than there are

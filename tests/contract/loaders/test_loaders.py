@@ -13,7 +13,8 @@ import torch
 
 from tests.contract.loaders.cases import FEW, PASSES, STOPS, Case, Variant, all_variants, cases, variants
 from tests.contract.loaders.kinds import ORDERS, SETTINGS, SIZES
-from tests.support.loops import BATCH, LOOPS, SAMPLES, Record
+from tests.support.loops import LOOPS
+from tests.support.task import BATCH, SAMPLES, Record
 
 CASES = cases()
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from composer_edba.plain import SubsetLoader
-from tests.support.loops import LOOPS, LOSS, SAMPLES, Task
+from tests.support.loops import LOOPS
+from tests.support.task import LOSS, SAMPLES, Task
 from tests.support.torch_runs import following, net, points
 
 torchdata = pytest.importorskip("torchdata.stateful_dataloader")

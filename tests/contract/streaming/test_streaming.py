@@ -7,7 +7,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from tests.support.loops import LOOPS, SAMPLES, Task
+from tests.support.loops import LOOPS
+from tests.support.task import SAMPLES, Task
 from tests.support.torch_runs import following, points
 
 streaming = pytest.importorskip("streaming")
