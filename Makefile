@@ -1,7 +1,7 @@
 # make quickstart   train the digits with EDBA, from nothing, and show what happened
 # make test         lint, types and the tests
 # make test-slow    the tests marked slow: 20,000 steps, 4 ranks, kills, compilation
-# make test-today   the tests that need no Composer, on today's torch: base and `ignite` alone
+# make test-today   the tests that need no Composer, on today's torch and today's frameworks
 # make docs         the documentation, in site/
 # make wheel        wheel and source archive, in dist/, and the wheel tried in an empty environment
 PYTHON ?= python3
@@ -45,10 +45,11 @@ lint: .venv/installed
 	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Plain pip: it takes a build of torch from wherever it is configured to look.
 .venv-today/installed: pyproject.toml constraints-today.txt
 	$(PYTHON) -m venv .venv-today
-	$(TODAY)/python -m pip install --quiet --disable-pip-version-check -c constraints-today.txt -e '.[ignite,test]'
+	$(TODAY)/python -m pip install --quiet --disable-pip-version-check -c constraints-today.txt uv
+	$(TODAY)/uv pip install --quiet --python $(TODAY)/python -c constraints-today.txt \
+		-e '.[ignite,lightning,transformers,test]'
 	touch $@
 
 clean:

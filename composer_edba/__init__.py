@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from composer_edba.composer.algorithm import EDBA
     from composer_edba.dba.algorithm import DBA
     from composer_edba.plain import SubsetLoader
+    from composer_edba.train.picture import plot
 
-__all__ = ["DBA", "EDBA", "SubsetLoader", "__version__", "functional"]
+__all__ = ["DBA", "EDBA", "SubsetLoader", "__version__", "functional", "plot"]
 
 __version__ = "0.3.0.dev0"
 
@@ -19,6 +20,7 @@ _MODULES = {
     "DBA": "composer_edba.dba.algorithm",
     "EDBA": "composer_edba.composer.algorithm",
     "SubsetLoader": "composer_edba.plain",
+    "plot": "composer_edba.train.picture",
 }
 
 

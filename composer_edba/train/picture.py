@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from composer_edba.train.series import ACCURACY, TARGET, Series, whole_batches
+from composer_edba.train.series import ACCURACY, TARGET, Series, series_of, whole_batches
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+def plot(figures: Sequence[Mapping[str, float]], path: str | Path = "edba.png", title: str = "EDBA") -> Path:
+    """Draw a run of any loop: what a pass drew and trained on, or the margin and its metrics, over the steps.
+
+    Args:
+        figures: those of each step, from ``SubsetLoader.figures``, ``engine.state.edba``, ``EDBACallback.figures`` or
+            ``edba_figures``, copied as the loop goes; names may have the prefix ``edba/``. A step's ``loss`` is drawn
+            too, if you add it.
+        path: the PNG to write, which is returned; folders are made. Default ``edba.png``.
+        title: above it. Default ``EDBA``.
+
+    Raises:
+        ValueError: if ``figures`` is empty.
+        ImportError: without matplotlib.
+
+    Example:
+        >>> history = []
+        >>> for inputs, target in loader:
+        ...     ...
+        ...     history.append(dict(loader.figures))
+        >>> composer_edba.plot(history)
+    """
+    if not figures:
+        raise ValueError("figures is empty: it must hold the figures of at least one step")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return plot_run(title, series_of(figures), path)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"composer_edba.plot needs matplotlib ({error.name} is not installed): pip install 'composer-edba[plot]'"
+        ) from error
 
 
 def plot_run(title: str, log: Mapping[str, Series], path: Path) -> Path:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from composer.loggers import InMemoryLogger
-from composer.utils import dist
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -37,6 +35,10 @@ def read_log(trainer: Trainer) -> dict[str, Series]:
     Raises:
         ValueError: When the Trainer has no ``InMemoryLogger``.
     """
+    # Here, so that the pictures of runs without Composer need none.
+    from composer.loggers import InMemoryLogger
+    from composer.utils import dist
+
     memory = next((each for each in trainer.logger.destinations if isinstance(each, InMemoryLogger)), None)
     if memory is None:
         raise ValueError("trainer.logger.destinations: holds no InMemoryLogger; pass loggers=[InMemoryLogger()]")
@@ -59,11 +61,27 @@ def read_log(trainer: Trainer) -> dict[str, Series]:
     return log
 
 
+def series_of(figures: Sequence[Mapping[str, float]]) -> dict[str, Series]:
+    """The figures of a run's steps, a mapping each, as :func:`read_log` gives a Trainer's."""
+    names = dict.fromkeys(name for step in figures for name in step)
+    log = {}
+    for name in names:
+        told = [(update, float(step[name])) for update, step in enumerate(figures, 1) if name in step]
+        series = Series(*(np.array(column) for column in zip(*told, strict=True)))
+        log[f"edba/{name.removeprefix('edba/')}"] = series
+    for name, size in (("batch_size", "batch_size"), ("subset_size", "subset_size"), ("target_batch_size", TARGET)):
+        if found := log.get(f"edba/{name}"):
+            log[size] = found
+    if loss := log.get("edba/loss"):
+        log["loss/train/total"] = loss
+    return log
+
+
 def whole_batches(log: Mapping[str, Series]) -> Series | None:
     """The batch sizes without the remainder that ends an epoch, which says nothing about the size in force."""
     sizes, position = log.get("batch_size"), log.get("time/batch_in_epoch")
     if not sizes or not position:
-        return None
+        return sizes
     smaller = np.diff(sizes.values, prepend=sizes.values[:1]) < 0
     whole = ~(smaller & (position.values[1:] == 0))  # 0: the update ended an epoch
     return Series(sizes.updates[whole], sizes.values[whole])
