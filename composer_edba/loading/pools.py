@@ -158,7 +158,9 @@ class Pools:
     @property
     def seen(self) -> int:
         """Samples that this rank drew for the batches taken, whether loaded or not."""
-        return self._seen if self.sampler is None else self.sampler.seen(self.taken)
+        if self.sampler is None or self.sampler.total is None:  # workers may give less of an IterableDataset than asked
+            return self._seen
+        return self.sampler.seen(self.taken)
 
     @property
     def is_over(self) -> bool:
@@ -267,6 +269,7 @@ class Pools:
             "samples": self._samples,
             "ranks": world_size(),
             "taken": taken,
+            "seen": self._seen,
             "pass": began,
             "distinct": None if self.distinct is None else self.distinct.state_dict(),
         }
@@ -299,6 +302,7 @@ class Pools:
             dropped = began.get("dropped", False)  # 0.2.0 did not say
             redrawn = self._resume(taken, began["drawn"], dropped, began["orders"][rank()], self.seeks) or redrawn
         self._resumed, self.taken = True, taken if redrawn else 0
+        self._seen = saved.get("seen", 0) if redrawn else 0  # 0.2 did not say
 
     def repeat(self, taken: int, size: int | None) -> None:
         """Have a pass drawn once more that no checkpoint tells of: in an earlier fit's sizes, or all of ``size``."""

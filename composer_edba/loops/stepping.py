@@ -175,6 +175,13 @@ class Passes:
         self._before_batch()  # workers have their first batches chosen when the iterator is made
         return _Noticed(iter(self._engine.pools.rest_of_pass(self._twin)), self._before_batch)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the engine's state tells what is left of a pass, whatever loader it is."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`state_dict`."""
+
     def __getattr__(self, name: str) -> Any:  # its sampler, its data set
         return getattr(self.__dict__["_twin"], name)
 

@@ -7,12 +7,14 @@ from functools import cache
 import numpy as np
 import pytest
 
-from tests.support.loops import LOOPS
+from tests.support.lightning_loop import run_lightning
+from tests.support.loops import LOOPS as OLDER
 from tests.support.task import SAMPLES, Task
 from tests.support.torch_runs import following, points
 
 streaming = pytest.importorskip("streaming")
 
+LOOPS = {**OLDER, "lightning": run_lightning}
 # More batches in a pass than workers fetch ahead.
 PASSES, BATCH = 3, 16
 GROWING = {"criterion": "margin", "batch_size_policy": following([16, 16, 24, 20, 28, 12]), "interval": 1}
