@@ -3,7 +3,7 @@
 # make test-slow    the tests marked slow: 20,000 steps, 4 ranks, kills, compilation
 # make test-today   the tests that need no Composer, on today's torch and today's frameworks
 # make docs         the documentation, in site/
-# make wheel        wheel and source archive, in dist/, and the wheel tried in an empty environment
+# make wheel        wheel and source archive, in dist/, and the wheel tried in an empty environment for each way in
 PYTHON ?= python3
 BIN := .venv/bin
 TODAY := .venv-today/bin
@@ -31,7 +31,9 @@ docs: .venv/installed
 wheel: .venv/installed
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
 	./scripts/try_wheel dist/*.whl
+	for extra in ignite lightning transformers accelerate; do ./scripts/try_wheel dist/*.whl $$extra; done
 
 lint: .venv/installed
 	$(BIN)/ruff check .
