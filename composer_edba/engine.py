@@ -25,7 +25,7 @@ from composer_edba.loading.sampler import check_indexed, why_unindexed
 from composer_edba.method.choice import Selection
 from composer_edba.method.gradient_mass import gradient_norms, select_by_gradient_mass
 from composer_edba.method.selector import SubsetSelector
-from composer_edba.method.sizing import LossPolicy, make_policy, policy_word
+from composer_edba.method.sizing import FixedPolicy, LossPolicy, make_policy, policy_word
 from composer_edba.scoring.forward import Scorer
 from composer_edba.scoring.gathered import SHAPE, gather_scores, shape_of
 from composer_edba.scoring.pool_scores import PoolScores
@@ -228,6 +228,8 @@ class Engine:
         else:
             self._take_up(saved, taken, redrawn)
         self.pools.resize(self.batch_size)
+        if isinstance(self._selector.policy, FixedPolicy):
+            self.pools.follow_given()
         return loader if twin is None else twin
 
     def _see_whether_remembered(self, loader: Any) -> None:
@@ -274,6 +276,13 @@ class Engine:
         if self.remembered is not None:
             self.remembered.forget_resumption()
 
+    def _notice_other_rules(self) -> None:
+        policy, sampler = self._selector.policy, self.pools.sampler
+        if isinstance(policy, FixedPolicy) and sampler is not None:
+            policy.size = sampler.batch_size
+        elif policy is not None:
+            self.pools.warn_of_another_rule()
+
     # ---- a step
 
     def choose(self, batch: Any, count: Callable[[Any], int] | None = None) -> Any:
@@ -292,6 +301,7 @@ class Engine:
         self._began, self._seconds = time.perf_counter(), 0.0
         self.last_selection, self.gradient_weight = None, 1.0
         self.pools.notice_pass()
+        self._notice_other_rules()
         batch = (self._take if self.remembered else self._score)(batch, count or batch_size)
         self.steps += 1
         return batch

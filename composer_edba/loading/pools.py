@@ -48,7 +48,8 @@ class Pools:
     _orders: list[dict[str, Any]] | None = None  # what decides the order of the present or last pass, a rank each
     _lengths: list[int]  # of the ranks' passes, -1 where there is none
     _loaded: Mapping[str, Any] | None = None  # a state's pass, until one begins
-    _told_undrawn = False
+    _told_undrawn = _told_rule = False
+    _given_size: int | None = None  # of the given loader's batches, as was last seen
 
     def __init__(self, owner: str = "EDBA", loader_name: str = "the loader"):
         self.owner, self.loader_name = owner, loader_name
@@ -135,6 +136,25 @@ class Pools:
                 f"{self.loader_name}'s batch size {first_size} lies outside of min_batch_size={least} and "
                 f"max_batch_size={most}: training starts at {min(max(first_size, minimum), maximum)}. Give "
                 f"{self.owner} bounds that hold {first_size} to start there",
+                stacklevel=4,
+            )
+
+    def follow_given(self) -> None:
+        """Have the sizes be those of the given loader's batch sampler, whoever sets them."""
+        given = getattr(self._given, "batch_sampler", None)
+        if self.sampler is not None and given is not self.sampler:
+            self.sampler.follows = given
+            self.sampler.follow()
+
+    def warn_of_another_rule(self) -> None:
+        """Say once that somebody else sets the given loader's batch size, to no effect."""
+        size = getattr(getattr(self._given, "batch_sampler", None), "batch_size", None)
+        before, self._given_size = self._given_size, size
+        if before not in (None, size) and not self._told_rule:
+            self._told_rule = True
+            warnings.warn(
+                f"somebody sets {self.loader_name}'s batch size, to {size}, which has no effect: {self.owner}'s own "
+                "batch_size_policy sizes its batches. With batch_size_policy='fixed' they would follow",
                 stacklevel=4,
             )
 

@@ -40,6 +40,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
             whose indices ``rest`` are left, by ``own(n)``, the next n; and those to load, about ``size`` or none if
             there are not even ``least``. None: the next ``size`` are drawn, and all of them loaded.
         share: how many are loaded of those that ``choose`` draws to load ``size``, in (0, 1]; 1: it draws ``size``.
+        follows: the batch sampler that it stands in for: where somebody else sets the ``batch_size`` of that, as
+            schedulers of batch sizes do, it is this one's from then on. None: it follows none.
         order: what decides the order of its passes.
     """
 
@@ -50,6 +52,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self.agree: Callable[[Callable[[], int | None]], int | None] | None = None
         self.choose: Choose | None = None
         self.share = 1.0
+        self.follows: Any = None
+        self._followed: int | None = None
         self._source: Iterator[int] = iter(())  # the present pass's indices
         self._replay: Sequence[int] = ()  # sizes of an interrupted pass, which its first batches have once more
         self._replays_end = False  # and it has no others
@@ -83,6 +87,14 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self.order.begin()  # at once: a DataLoader's iterator draws its workers' seed before it asks for indices
         return self._batches()
 
+    def follow(self) -> None:
+        """Take over the size of the batch sampler that it follows, if that has changed."""
+        size = getattr(self.follows, "batch_size", None)
+        if size is not None and size != self._followed:
+            if self._followed is not None:
+                self.batch_size = int(size)
+            self._followed = size
+
     def _open(self) -> int | None:
         self._source = self.order.indices()
         return self.total
@@ -96,6 +108,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
                 # Its rest was too small for the size of that time, whatever the size is now.
                 self._left_out = len(list(indices))
                 break
+            self.follow()
             asked = int(self._replay[number] if number < len(self._replay) else self.batch_size)
             rest = None if total is None else total - self._seen
             size = asked if rest is None or self.drop_last else self._fitted(asked, rest)
@@ -128,6 +141,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
         """Batches in a pass: those drawn, and the rest of it at the present size."""
         if self.total is None:
             raise TypeError("the sampler has no length")
+        self.follow()
         rest = 0 if self._ended else max(0, self.total - self._seen)
         full, tail = divmod(math.ceil(rest * self.share), self.batch_size)
         resized = self._resized or self.batch_size != self._first_size
