@@ -148,9 +148,10 @@ class Pools:
 
     def warn_of_another_rule(self) -> None:
         """Say once that somebody else sets the given loader's batch size, to no effect."""
-        size = getattr(getattr(self._given, "batch_sampler", None), "batch_size", None)
+        given = getattr(self._given, "batch_sampler", None)
+        size = None if given is self.sampler else getattr(given, "batch_size", None)  # a further fit is given the copy
         before, self._given_size = self._given_size, size
-        if before not in (None, size) and not self._told_rule:
+        if before is not None and size not in (None, before) and not self._told_rule:
             self._told_rule = True
             warnings.warn(
                 f"somebody sets {self.loader_name}'s batch size, to {size}, which has no effect: {self.owner}'s own "
