@@ -59,6 +59,7 @@ def test_a_run_of_any_loop_is_drawn(tmp_path):
 
 
 def test_the_picture_needs_no_composer_and_says_what_it_needs(tmp_path):
+    pytest.importorskip("matplotlib")
     code = (
         "import sys\n"
         "sys.modules['composer'] = None\n"
