@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from typing_extensions import Unpack, override
 
 from composer_edba.loading.pools import planned_updates
-from composer_edba.loops.stepping import Passes, SteppingLoop
+from composer_edba.loops.stepping import Passes, SteppingLoop, replaced
 from composer_edba.loops.summary import summary_of
 from composer_edba.settings import Settings, checked, documented
 
@@ -60,7 +59,7 @@ class EDBACallback(Callback):
         self._loop = SteppingLoop(checked(settings, "lightning"))
         self._engine = self._loop.engine
         self._passes: Passes | None = None
-        self._undo: Callable[[], None] = lambda: None
+        self._places = contextlib.ExitStack()  # of the strategy, that this callback has taken
         self._part = 0.0  # of the present pass that lies behind the batch before this one
 
     @property
@@ -105,17 +104,13 @@ class EDBACallback(Callback):
             batch = given[1](batch, *args, **kwargs)
             return self._choose(trainer, batch) if trainer.training else batch
 
-        def undo() -> None:
-            for name in ("process_dataloader", "batch_to_device"):
-                strategy.__dict__.pop(name, None)  # the class's shows again
-
-        self._undo, self._passes = undo, None
-        strategy.process_dataloader = process_dataloader  # type: ignore[method-assign]
-        strategy.batch_to_device = batch_to_device  # type: ignore[method-assign]
+        self._passes = None
+        taken = replaced(strategy, process_dataloader=process_dataloader, batch_to_device=batch_to_device)
+        self._places.enter_context(taken)
         by_index = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
 
         def loss(batch: Any) -> Any:
-            with _silent(pl_module):
+            with replaced(pl_module, log=_nowhere, log_dict=_nowhere):
                 output = pl_module.training_step(batch, 0) if by_index else pl_module.training_step(batch)
             return output["loss"] if isinstance(output, dict) else output
 
@@ -140,7 +135,7 @@ class EDBACallback(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave strategy and module as they were."""
-        self._undo()
+        self._places.close()
         self._loop.end_run()
 
     @override
@@ -234,16 +229,5 @@ def _check(module: LightningModule) -> None:
         raise ValueError(f"{name}.training_step takes the dataloader_iter: EDBACallback needs it to take the batch")
 
 
-@contextlib.contextmanager
-def _silent(module: LightningModule) -> Any:
-    """Have what ``training_step`` logs go nowhere."""
-    before = {name: module.__dict__.get(name) for name in ("log", "log_dict")}
-    for name in before:
-        module.__dict__[name] = lambda *args, **kwargs: None
-    try:
-        yield
-    finally:
-        for name, own in before.items():
-            del module.__dict__[name]
-            if own is not None:
-                module.__dict__[name] = own
+def _nowhere(*args: Any, **kwargs: Any) -> None:
+    """Where a ``training_step`` that is scored logs to."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from composer_edba.loading.pools import planned_updates
-from composer_edba.loops.stepping import Passes, SteppingLoop
+from composer_edba.loops.stepping import Passes, SteppingLoop, replaced
 from composer_edba.loops.summary import summary_of
 from composer_edba.settings import checked
 
@@ -135,11 +134,10 @@ class EDBAMixin(_Base):
         inputs = self._edba.choose(inputs)
         if num_items_in_batch is not None and (left := _items(inputs)) != items:
             num_items_in_batch = num_items_in_batch * (left / items)  # the mean over the subset, not the pool
-        try:
-            with self._watched_backward():
-                return super().training_step(model, inputs, num_items_in_batch)
-        finally:
-            self._edba.end_step()
+        with replaced(self.accelerator, backward=self._watched(self.accelerator.backward)):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        self._edba.end_step()  # not after an error, which is the user's to see: memory may have run out
+        return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """With EDBA's figures beside the loss."""
@@ -155,11 +153,9 @@ class EDBAMixin(_Base):
         with self.compute_loss_context_manager():
             return self.compute_loss(self.model, self._prepare_inputs(batch))
 
-    @contextlib.contextmanager
-    def _watched_backward(self) -> Iterator[None]:
-        """Have the loss seen on its way into the Accelerator's backward."""
-        accelerator = self.accelerator
-        backward, scaler = accelerator.backward, accelerator.scaler
+    def _watched(self, backward: Callable[..., None]) -> Callable[..., None]:
+        """The Accelerator's ``backward``, which shows the loss on its way into it."""
+        accelerator, scaler = self.accelerator, self.accelerator.scaler
 
         @functools.wraps(backward)
         def watched(loss: Tensor, **kwargs: Any) -> None:
@@ -169,11 +165,7 @@ class EDBAMixin(_Base):
             self._edba.before_backward(loss, shown, scale)
             backward(loss, **kwargs)
 
-        accelerator.backward = watched
-        try:
-            yield
-        finally:
-            del accelerator.backward
+        return watched
 
     @property
     def _passed(self) -> float:

@@ -19,7 +19,7 @@ from composer_edba.scoring.last_layer import named_last_layer
 from composer_edba.scoring.sample_losses import loss_parts
 from composer_edba.scoring.training_scores import TrainingScores
 
-__all__ = ["Passes", "SteppingLoop"]
+__all__ = ["Passes", "SteppingLoop", "replaced"]
 
 
 class SteppingLoop(Loop):
@@ -138,6 +138,19 @@ class _Step(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         return self._loss(batch)
+
+
+@contextlib.contextmanager
+def replaced(target: Any, **methods: Callable[..., Any]) -> Iterator[None]:
+    """Have the object ``target`` other methods for a while; what was set on it before is there again afterwards."""
+    own, before = vars(target), {name: vars(target)[name] for name in methods if name in vars(target)}
+    own.update(methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            own.pop(name, None)  # the class's shows again
+        own.update(before)
 
 
 class Passes:

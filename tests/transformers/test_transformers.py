@@ -195,3 +195,26 @@ def test_what_cannot_be_is_said(tmp_path):
         run(tmp_path, {"lest_out": 0.1})
     with pytest.raises(ValueError, match=r"last_layer is 'fc', which the model does not have.*network\.fc"):
         run(tmp_path, {"last_layer": "fc"})
+
+
+def test_an_error_in_the_backward_is_the_users_and_what_they_put_on_the_accelerator_stays(tmp_path):
+    class Failing(EDBATrainer):
+        def create_optimizer(self):
+            def fails(loss, **kwargs):
+                raise RuntimeError("out of memory, says the device")
+
+            self.accelerator.backward = self.fails = fails
+            return super().create_optimizer()
+
+    failing = []
+
+    class Keeping(Failing):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            failing.append(self)
+
+    with pytest.raises(RuntimeError, match="says the device"):
+        run(tmp_path, kind=Keeping)
+    (trainer,) = failing
+    assert trainer.accelerator.backward is trainer.fails
+    assert not any(each._forward_hooks for each in trainer.model.modules())
